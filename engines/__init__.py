@@ -1,0 +1,1 @@
+"""Graph to engine to bundle: passes, builders and packing, without torch."""

@@ -1,0 +1,1 @@
+"""Passes: one function in one file each, graph in, graph out."""

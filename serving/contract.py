@@ -1,0 +1,34 @@
+"""Names and shapes of the decoder graph: what every exporter writes and every engine runs.
+
+Inputs
+    input_ids            int64 [batch, sequence]     new tokens; rows are right-padded
+    past_lengths         int64 [batch]               tokens already in each row's cache
+    logits_positions     int64 [batch, n]            which new positions get logits
+    past_key_values.{i}.key, .value                  T [batch, kv_heads, max_sequence, head_dim]
+
+Outputs
+    logits               T [batch, n, vocab]
+    present.{i}.key, .value                          as the past, and at the same address
+"""
+
+from typing import Literal
+
+CONTRACT_VERSION = 1
+
+INPUT_IDS = "input_ids"
+PAST_LENGTHS = "past_lengths"
+LOGITS_POSITIONS = "logits_positions"
+LOGITS = "logits"
+
+Part = Literal["key", "value"]
+PARTS: tuple[Part, Part] = ("key", "value")
+
+
+def past_name(layer: int, part: Part) -> str:
+    """Graph input that holds a layer's cached keys or values."""
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: Part) -> str:
+    """Graph output that holds a layer's keys or values with the new tokens written in."""
+    return f"present.{layer}.{part}"

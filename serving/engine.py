@@ -1,0 +1,48 @@
+"""The interface that every engine gives the generation loop."""
+
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.kv_cache import KVCache
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded decoder with its own KV buffers, addressed by slot."""
+
+    cache: KVCache
+    vocab_size: int
+    weight_bytes: int
+
+    def step(
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        logits_positions: IntArray,
+        first_slot: int = 0,
+    ) -> FloatArray:
+        """Run rows ``input_ids`` [n, sequence] against slots ``first_slot`` .. ``first_slot + n - 1``.
+
+        ``past_lengths`` [n] is where each row's new tokens are written; ``logits_positions`` [n, k]
+        picks the new positions that get logits. More than one new token per row goes one row at a
+        time (n = 1). Returns logits [n, k, vocab] as float32, valid until the next step.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine and its buffers."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

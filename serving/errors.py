@@ -1,0 +1,8 @@
+"""The one exception that a user's mistake or environment may raise."""
+
+
+class UserError(Exception):
+    """Something the user can mend: its text is one sentence that says what is wrong and what to do.
+
+    Commands print the text, without a traceback, and exit with status 1.
+    """
