@@ -20,6 +20,10 @@ PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
 
+# ONNX's numbers of the element types that the graph's inputs and outputs have.
+INT64 = 7
+ELEMENT_TYPE = {"float32": 1, "float16": 10, "bfloat16": 16}
+
 Part = Literal["key", "value"]
 PARTS: tuple[Part, Part] = ("key", "value")
 

@@ -13,7 +13,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """A loaded decoder with its own KV buffers, addressed by slot."""
+    """A loaded decoder with its own KV buffers, addressed by slot.
+
+    ``weight_bytes`` is what one decode step reads of the weights.
+    """
 
     cache: KVCache
     vocab_size: int
@@ -26,7 +29,7 @@ class Engine(Protocol):
         logits_positions: IntArray,
         first_slot: int = 0,
     ) -> FloatArray:
-        """Run rows ``input_ids`` [n, sequence] against slots ``first_slot`` .. ``first_slot + n - 1``.
+        """Run rows ``input_ids`` [n, sequence] against n slots from ``first_slot`` on.
 
         ``past_lengths`` [n] is where each row's new tokens are written; ``logits_positions`` [n, k]
         picks the new positions that get logits. More than one new token per row goes one row at a

@@ -1,0 +1,208 @@
+"""The bundle's manifest, ``bundle.json``, and the checks made before any engine is opened."""
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from serving.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+
+DType = Literal["float32", "float16", "bfloat16"]
+Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
+
+
+def _inside_bundle(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise ValueError(f"{name!r} is not the name of a file inside the bundle")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside_bundle)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelInfo(_Part):
+    """The checkpoint that the bundle was made from; ``architecture`` is its transformers type."""
+
+    name: str
+    architecture: str
+    parameters: NonNegativeInt
+    weight_bytes: NonNegativeInt
+
+
+class LayerInfo(_Part):
+    """One layer's KV cache; ``window`` is how many positions its attention sees (None: all)."""
+
+    kv_heads: PositiveInt
+    key_dim: PositiveInt
+    value_dim: PositiveInt
+    window: PositiveInt | None = None
+
+
+class GraphInfo(_Part):
+    """The decoder graph; ``dtype`` is the type of its KV cache and logits."""
+
+    contract_version: PositiveInt
+    vocab_size: PositiveInt
+    dtype: DType
+    layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
+    max_length: PositiveInt
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the KV cache, over all layers."""
+        width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
+        return width * (4 if self.dtype == "float32" else 2)
+
+
+class EngineInfo(_Part):
+    """One engine of the bundle; a limit of None means that the engine takes any size."""
+
+    target: Target
+    file: FileName
+    weight_bytes: NonNegativeInt
+    max_batch: PositiveInt | None = None
+    max_sequence: PositiveInt | None = None
+    runtime_version: str
+    compute_capabilities: tuple[str, ...] = ()
+
+
+class SpecialTokens(_Part):
+    """Token ids that start, end and pad a sequence; any of ``eos`` ends it."""
+
+    bos: NonNegativeInt | None = None
+    eos: tuple[NonNegativeInt, ...] = ()
+    pad: NonNegativeInt | None = None
+
+
+class FileInfo(_Part):
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    size: NonNegativeInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(_Part):
+    """All of ``bundle.json``; ``created`` is an ISO 8601 time, ``parity`` has at least a status."""
+
+    format_version: Literal[1]
+    created: str
+    built_with: dict[str, str]
+    model: ModelInfo
+    graph: GraphInfo
+    engines: tuple[EngineInfo, ...]
+    tokens: SpecialTokens
+    parity: dict[str, Any]
+    files: dict[FileName, FileInfo]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if "status" not in self.parity:
+            raise ValueError("parity has no status")
+        for engine in self.engines:
+            if engine.file not in self.files:
+                raise ValueError(f"engine file {engine.file!r} is not listed under files")
+        return self
+
+
+class Bundle:
+    """An opened bundle: its directory and its manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def engine(self, target: Target) -> EngineInfo | None:
+        """Return the engine for ``target``, or None if the bundle has none."""
+        return next((e for e in self.manifest.engines if e.target == target), None)
+
+    def file(self, name: str) -> Path | None:
+        """Return the path of a file that the manifest lists, or None if it doesn't list it."""
+        return self.path / name if name in self.manifest.files else None
+
+
+def file_info(path: Path) -> FileInfo:
+    """Measure one file, reading it in chunks."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(size=path.stat().st_size, sha256=digest)
+
+
+def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
+    """Read a bundle's manifest and check its files; ``verify`` compares checksums, not only sizes.
+
+    Raises UserError if ``path`` is not a bundle, was made by a newer export-llm or is damaged.
+    """
+    directory = Path(path)
+    manifest = _read_manifest(directory)
+    for name, expected in manifest.files.items():
+        _check_file(directory, name, expected, verify)
+    return Bundle(directory, manifest)
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    if not directory.is_dir():
+        raise UserError(f"There is no bundle directory {str(directory)!r}: check the path.")
+    file = directory / MANIFEST
+    if not file.is_file():
+        raise UserError(
+            f"{str(directory)!r} is not a bundle, it has no {MANIFEST}: "
+            "make a bundle from a checkpoint with export-llm."
+        )
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(file)!r} can't be read ({error}): copy the bundle or export the model again."
+        ) from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"The bundle {str(directory)!r} has format version {version} and was made by a newer "
+            f"export-llm (this one reads version {FORMAT_VERSION}): upgrade or export again."
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"]) or "the document"
+        raise UserError(
+            f"{str(file)!r} is not a valid manifest ({where}: {first['msg']}): "
+            "export the model again."
+        ) from error
+
+
+def _check_file(directory: Path, name: str, expected: FileInfo, verify: bool) -> None:
+    file = directory / name
+    remedy = "copy the bundle or export the model again."
+    if not file.is_file():
+        raise UserError(f"The bundle {str(directory)!r} lacks its file {name!r}: {remedy}")
+    size = file.stat().st_size
+    if size != expected.size:
+        raise UserError(
+            f"{name!r} in the bundle {str(directory)!r} has {size:,} bytes instead of "
+            f"{expected.size:,}: {remedy}"
+        )
+    if verify and file_info(file).sha256 != expected.sha256:
+        raise UserError(
+            f"{name!r} in the bundle {str(directory)!r} has changed since it was made "
+            f"(its checksum differs): {remedy}"
+        )

@@ -1,0 +1,107 @@
+"""From token ids to text, piece by piece, without half characters and without lost spaces."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Vocabulary:
+    """What detokenisers need to know of a tokenizer: which ids are silent, which are raw bytes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(i for i, token in added.items() if token.special)
+        falls_back = '"ByteFallback"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+        self.bytes = frozenset(
+            i
+            for token, i in (tokenizer.get_vocab().items() if falls_back else ())
+            if _BYTE_TOKEN.fullmatch(token)
+        )
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether decoding skips this id: a special token, or one that the tokenizer lacks."""
+        return token_id in self.special or self.tokenizer.id_to_token(token_id) is None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ``token_ids`` without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+class Detokenizer:
+    """Text of one sequence, as its tokens arrive.
+
+    The pieces add up to ``tokenizer.decode`` of all the tokens without special ones. Only a short
+    window is decoded again: the tokens since the last piece, and those of that piece, because a
+    decoder treats the first token it is given differently (it strips a space).
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._window: list[int] = []
+        self._given = 0  # so many tokens of the window,
+        self._given_text = ""  # and this text of it, were returned before
+
+    def push(self, token_id: int) -> str:
+        """Add a token; return the text that is now certain, maybe none."""
+        if self._vocabulary.is_silent(token_id):
+            return ""
+        self._window.append(token_id)
+        # A decoder takes a run of byte tokens as one: any of them may still spoil it.
+        if token_id in self._vocabulary.bytes:
+            return ""
+        text = self._vocabulary.decode(self._window)
+        if text.endswith(REPLACEMENT):
+            return ""
+        piece = text[len(self._given_text) :]
+        del self._window[: self._given]
+        self._given = len(self._window)
+        self._given_text = self._vocabulary.decode(self._window)
+        return piece
+
+    def finish(self) -> str:
+        """Return the text held back, half characters included; nothing may be pushed after it."""
+        return self._vocabulary.decode(self._window)[len(self._given_text) :]
+
+
+class StopStrings:
+    """Cuts a text that comes in pieces before the stop string that is complete first.
+
+    What could be the beginning of a stop string is held back until that is decided, so where the
+    text is cut doesn't depend on the pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """Add text; return what is certain to come before any stop string, and set ``found``."""
+        text = self._held + piece
+        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if matches:
+            self.found = True
+            self._held = ""
+            return text[: min(matches)[1]]
+        cut = len(text) - self._overlap(text)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def finish(self) -> str:
+        """Return the text held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _overlap(self, text: str) -> int:
+        """Length of the longest end of ``text`` that begins a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stops), default=0)
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,306 @@
+"""The model that ``serving.load`` returns: text or tokens in, text and tokens out."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, cast, overload
+
+import numpy as np
+
+from serving import decoding
+from serving.bundle import SpecialTokens
+from serving.decoding import FinishReason, Limits, Token
+from serving.detokenizer import Vocabulary
+from serving.engine import Engine, FloatArray, IntArray
+from serving.errors import UserError
+from serving.sampling import LogProbs, SamplingParameters
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from serving.chat import ChatTemplate, Message
+
+TokenIds = Sequence[int]
+Prompt = str | TokenIds
+Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
+
+
+class _Options(TypedDict, total=False):
+    """The parameters that every overload of Model.generate shares."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    ignore_eos: bool
+
+
+@dataclass(slots=True)
+class Generation:
+    """What was generated from one prompt.
+
+    ``token_ids`` holds generated tokens only, with the EOS token if there was one; ``text`` is
+    their text without special tokens, cut before a stop string. ``logprobs`` has one entry a token
+    if they were asked for.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+    prompt_tokens: int = 0
+    logprobs: list[LogProbs] | None = None
+
+    def add(self, token: Token) -> None:
+        """Append one token and its text."""
+        self.token_ids.append(token.token_id)
+        self.text += token.text
+        if token.logprobs is not None and self.logprobs is not None:
+            self.logprobs.append(token.logprobs)
+        if token.finish_reason is not None:
+            self.finish_reason = token.finish_reason
+
+
+class Model:
+    """An engine with its tokenizer, ready to generate; a context manager that closes the engine.
+
+    One generation runs at a time, over the engine's slots. Without a ``tokenizer`` prompts must be
+    token ids and texts are empty.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: SpecialTokens,
+        tokenizer: "Tokenizer | None" = None,
+        chat_template: "ChatTemplate | None" = None,
+        prefill_chunk: int = 512,
+    ) -> None:
+        if prefill_chunk < 1:
+            raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
+        self.engine = engine
+        self.tokens = tokens
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._chunk = prefill_chunk
+        self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
+        self._in_use = threading.Lock()
+
+    @overload  # a str is a Sequence[str] too, but the first match wins
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, stream: Literal[False] = False, **options: Unpack[_Options]
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[TokenIds],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[_Options],
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[_Options]
+    ) -> Iterator[Token]: ...
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        stream: bool = False,
+        ignore_eos: bool = False,
+    ) -> Generation | list[Generation] | Iterator[Token]:
+        """Generate from one prompt (text or token ids) or from a list of them.
+
+        Returns one Generation for one prompt, a list in the prompts' order for a list, and with
+        ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. Without
+        ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
+        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
+        sampling parameters see SamplingParameters.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        sampling = SamplingParameters(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            logprobs=logprobs,
+        )
+        limits = Limits(
+            capacity=self.engine.cache.capacity,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            eos=() if ignore_eos else self.tokens.eos,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+        self._check_limits(limits)
+        batch, is_single = _as_batch(prompts)
+        encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
+        tokens = self._run(encoded, sampling, limits)
+        if stream:
+            return tokens
+        results = [
+            Generation(prompt_tokens=len(ids), logprobs=None if logprobs is None else [])
+            for ids in encoded
+        ]
+        for token in tokens:
+            results[token.index].add(token)
+        return results[0] if is_single else results
+
+    def logits(self, token_ids: TokenIds) -> FloatArray:
+        """Run ``token_ids`` through one slot; returns the logits of every position [n, vocab].
+
+        Raises UserError if they are empty, out of range or more than the capacity.
+        """
+        ids = self._check_ids(token_ids)
+        if len(ids) > self.engine.cache.capacity:
+            raise self._too_long(f"{len(ids)} tokens")
+        with self._exclusive():
+            rows = []
+            for start in range(0, len(ids), self._chunk):
+                chunk = ids[None, start : start + self._chunk]
+                positions = np.arange(chunk.shape[1])[None]
+                rows.append(self.engine.step(chunk, np.array([start]), positions)[0].copy())
+            return np.concatenate(rows)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""
+        return list(self._require_tokenizer().encode(text).ids)
+
+    def encode_chat(self, messages: Sequence["Message"]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's reply.
+
+        Raises UserError if the bundle has no chat template or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UserError(
+                "This bundle has no chat template: use generate with a plain prompt, or export a "
+                "checkpoint that has one."
+            )
+        text = self.chat_template.render(messages)
+        # The template writes the special tokens itself.
+        return list(self._require_tokenizer().encode(text, add_special_tokens=False).ids)
+
+    def close(self) -> None:
+        """Free the engine and its buffers."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, prompts: list[IntArray], sampling: SamplingParameters, limits: Limits
+    ) -> Iterator[Token]:
+        sequences = [
+            decoding.Sequence(index, ids, sampling, limits, self._vocabulary)
+            for index, ids in enumerate(prompts)
+        ]
+        with self._exclusive():
+            yield from decoding.generate(self.engine, sequences, self._chunk)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        # Two generations at once would write to the same slots.
+        if not self._in_use.acquire(blocking=False):
+            raise UserError(
+                "This model is generating already: finish or close that stream first, or load the "
+                "bundle twice."
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _prompt_ids(self, prompt: Prompt, limits: Limits) -> IntArray:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise UserError("The prompt is empty: give at least one character.")
+            prompt = self.encode(prompt)
+        ids = self._check_ids(prompt)
+        new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
+        if len(ids) + new > limits.capacity:
+            raise self._too_long(f"The prompt's {len(ids)} tokens and {new} new ones")
+        return ids
+
+    def _check_ids(self, token_ids: TokenIds) -> IntArray:
+        if not len(token_ids):
+            raise UserError("The prompt is empty: give at least one token.")
+        vocab = self.engine.vocab_size
+        for token_id in token_ids:
+            if not isinstance(token_id, (int, np.integer)) or not 0 <= token_id < vocab:
+                raise UserError(
+                    f"The prompt has the token id {token_id!r}, but this model's ids are whole "
+                    f"numbers from 0 to {vocab - 1}: use the tokenizer that belongs to it."
+                )
+        return np.array(token_ids, np.int64)
+
+    def _too_long(self, tokens: str) -> UserError:
+        return UserError(
+            f"{tokens} don't fit into the capacity of {self.engine.cache.capacity}: "
+            "shorten the prompt, ask for fewer tokens or open the bundle with a larger capacity=."
+        )
+
+    def _check_limits(self, limits: Limits) -> None:
+        most, least = limits.max_new_tokens, limits.min_new_tokens
+        if most is not None and most < 1:
+            raise UserError(f"max_new_tokens is {most}, but must be at least 1: raise it.")
+        if least < 0 or (most is not None and least > most):
+            raise UserError(
+                f"min_new_tokens is {least}, but must be from 0 to max_new_tokens: change it."
+            )
+        if "" in limits.stop:
+            raise UserError("A stop string is empty: leave it out.")
+        if limits.stop:
+            self._require_tokenizer()
+
+    def _require_tokenizer(self) -> "Tokenizer":
+        if self.tokenizer is None:
+            raise UserError(
+                "This bundle has no tokenizer.json: give token ids as prompts and no stop strings, "
+                "or export a checkpoint that has a tokenizer."
+            )
+        return self.tokenizer
+
+
+def _as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
+    """Return the prompts as a list, and whether they were a single one."""
+    if isinstance(prompts, str):
+        return [prompts], True
+    if not len(prompts):
+        raise UserError("There is no prompt: give at least one.")
+    if isinstance(prompts[0], (int, np.integer)):
+        return [cast(TokenIds, prompts)], True
+    return list(cast(Sequence[Prompt], prompts)), False

@@ -1,0 +1,172 @@
+"""The ONNX Runtime engine: the graph bound to our own KV memory, updated in place."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from serving.bundle import DType, GraphInfo
+from serving.contract import (
+    ELEMENT_TYPE,
+    INPUT_IDS,
+    INT64,
+    LOGITS,
+    LOGITS_POSITIONS,
+    PARTS,
+    PAST_LENGTHS,
+    past_name,
+    present_name,
+)
+from serving.cuda import CudaBuffer
+from serving.engine import FloatArray, IntArray
+from serving.errors import UserError
+from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
+
+Provider = Literal["cpu", "cuda"]
+
+PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeEngine:
+    """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
+
+    Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
+    don't fit into memory.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        graph: GraphInfo,
+        *,
+        slots: int,
+        capacity: int,
+        weight_bytes: int = 0,
+        provider: Provider = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.vocab_size = graph.vocab_size
+        self.weight_bytes = weight_bytes
+        self._dtype = graph.dtype
+        self._device = provider
+        self._session = open_session(file, provider, threads)
+        allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
+        self.cache = KVCache(graph.layers, graph.dtype, slots, capacity, allocate)
+        self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def step(
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        logits_positions: IntArray,
+        first_slot: int = 0,
+    ) -> FloatArray:
+        """Run ``input_ids`` [n, sequence] against n slots; see Engine.step.
+
+        Returns logits [n, k, vocab]. Raises ValueError if the tokens don't fit into the cache.
+        """
+        n, sequence = input_ids.shape
+        if int(past_lengths.max()) + sequence > self.cache.capacity:
+            raise ValueError(f"the tokens don't fit into a capacity of {self.cache.capacity}")
+        binding = self._binding(first_slot, n)
+        bind_input(binding, INPUT_IDS, input_ids)
+        bind_input(binding, PAST_LENGTHS, past_lengths)
+        bind_input(binding, LOGITS_POSITIONS, logits_positions)
+        logits = self._logits_buffer(n, logits_positions.shape[1])
+        element = ELEMENT_TYPE[self._dtype]
+        binding.bind_output(LOGITS, "cpu", 0, element, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return as_float32(logits, self._dtype)
+
+    def _logits_buffer(self, n: int, positions: int) -> npt.NDArray[Any]:
+        if positions == 1:
+            return self._logits[:n]
+        return aligned_zeros((n, positions, self.vocab_size), STORAGE[self._dtype])
+
+    def _binding(self, first_slot: int, n: int) -> ort.IOBinding:
+        key = (first_slot, n)
+        if key not in self._bindings:
+            binding = self._session.io_binding()
+            element = ELEMENT_TYPE[self._dtype]
+            for layer in range(len(self.cache.layers)):
+                for part in PARTS:
+                    address, shape = self.cache.rows(layer, part, first_slot, n)
+                    place = (self._device, 0, element, shape, address)
+                    binding.bind_input(past_name(layer, part), *place)
+                    binding.bind_output(present_name(layer, part), *place)
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+    def close(self) -> None:
+        """Free the session and the KV buffers."""
+        self._bindings.clear()
+        self.cache.buffers.clear()
+        del self._session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_session(file: Path, provider: Provider, threads: int | None) -> ort.InferenceSession:
+    """Open a graph on one provider; raises UserError if that provider or the graph is unusable."""
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise UserError(
+            f"This ONNX Runtime has no {PROVIDERS[provider]}: install onnxruntime-gpu in place of "
+            "onnxruntime, or open the bundle with provider='cpu'."
+        )
+    try:
+        return ort.InferenceSession(file, session_options(threads), [PROVIDERS[provider]])
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"ONNX Runtime {ort.__version__} can't open {str(file)!r} ({reason}): "
+            "export the model again or install the version that bundle.json names."
+        ) from error
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """Options of every session; ``threads`` defaults to the physical cores we may run on."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    # The shapes of prefill and decode differ: a remembered pattern would keep prefill's peak.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    return options
+
+
+def physical_cores() -> int:
+    """Count the physical cores that this process may run on."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:
+    """Bind an int64 array by address; on a GPU this is when its content is copied there."""
+    if array.dtype != np.int64 or not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be a contiguous int64 array")
+    binding.bind_input(name, "cpu", 0, INT64, array.shape, array.ctypes.data)
+
+
+def as_float32(array: npt.NDArray[Any], dtype: DType) -> FloatArray:
+    """Return stored values as float32, the same memory if that is what they are."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)

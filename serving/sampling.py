@@ -1,0 +1,173 @@
+"""Choosing the next token: a pure function of logits, parameters and random state."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import UserError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the next token is chosen; raises UserError for a value out of its range.
+
+    ``temperature`` 0 takes the most likely token. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep
+    every token. ``repetition_penalty`` looks at the prompt too, as in transformers;
+    ``presence_penalty`` and ``frequency_penalty`` only at generated tokens, as OpenAI defines them.
+    With a ``seed`` a sequence's randomness depends on nothing else, so equal prompts of one batch
+    give equal texts. ``logprobs`` is how many of the most likely tokens to report beside the chosen
+    one (None: report nothing).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        tiny = math.ulp(0.0)
+        _require("temperature", self.temperature, "a number of at least 0", 0, math.inf)
+        _require("top_p", self.top_p, "above 0 and at most 1", tiny, 1)
+        _require("min_p", self.min_p, "from 0 to 1", 0, 1)
+        _require("repetition_penalty", self.repetition_penalty, "above 0", tiny, math.inf)
+        _require("presence_penalty", self.presence_penalty, "from -2 to 2", -2, 2)
+        _require("frequency_penalty", self.frequency_penalty, "from -2 to 2", -2, 2)
+        _require("top_k", self.top_k, "a whole number of at least 0", 0, math.inf, whole=True)
+        if self.seed is not None:
+            _require("seed", self.seed, "a whole number of at least 0", 0, math.inf, whole=True)
+        if self.logprobs is not None:
+            rule = f"a whole number from 0 to {MAX_LOGPROBS}"
+            _require("logprobs", self.logprobs, rule, 0, MAX_LOGPROBS, whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """Natural log-probabilities of one position, of the model's own distribution.
+
+    That is before penalties, temperature and filters. ``top`` lists (token id, log-probability),
+    the most likely first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+def random_state(seed: int | None) -> np.random.Generator:
+    """Return one sequence's random state; a seed of None takes fresh entropy."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def sample(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    prompt_ids: IntArray,
+    generated_ids: IntArray,
+    state: np.random.Generator,
+) -> int:
+    """Choose the next token from ``logits`` [vocab], which stay as they are.
+
+    ``prompt_ids`` and ``generated_ids`` are 1-D. A greedy choice leaves ``state`` alone; any other
+    draws one number from it. Raises UserError if the engine gave NaN.
+    """
+    scores = penalize(logits, parameters, prompt_ids, generated_ids)
+    best = int(scores.argmax())
+    if np.isnan(scores[best]):
+        raise UserError(
+            "The engine returned NaN for this prompt, its precision overflows: "
+            "export the model again in float32 or with --bf16."
+        )
+    if parameters.temperature == 0:
+        return best
+    scores = warp(scores, parameters)
+    kept = np.flatnonzero(scores > -np.inf)
+    cumulative = np.exp(scores[kept].astype(np.float64) - scores.max()).cumsum()
+    drawn = np.searchsorted(cumulative, state.random() * cumulative[-1], side="right")
+    return int(kept[drawn])
+
+
+def penalize(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    prompt_ids: IntArray,
+    generated_ids: IntArray,
+) -> FloatArray:
+    """Apply the repetition, presence and frequency penalties to a copy of ``logits`` [vocab]."""
+    scores = logits.copy()
+    if parameters.repetition_penalty != 1:
+        seen = np.concatenate((prompt_ids, generated_ids))
+        penalty = np.float32(parameters.repetition_penalty)
+        scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    if parameters.presence_penalty or parameters.frequency_penalty:
+        ids, counts = np.unique(generated_ids, return_counts=True)
+        scores[ids] -= np.float32(parameters.presence_penalty)
+        scores[ids] -= np.float32(parameters.frequency_penalty) * counts.astype(np.float32)
+    return scores
+
+
+def warp(scores: FloatArray, parameters: SamplingParameters) -> FloatArray:
+    """Divide by the temperature, then set what top-k, top-p and min-p drop to -inf, in that order.
+
+    The temperature must be above 0. The order and the handling of ties are transformers' own.
+    """
+    scores = scores / np.float32(parameters.temperature)
+    if 0 < parameters.top_k < len(scores):
+        smallest_kept = np.partition(scores, -parameters.top_k)[-parameters.top_k]
+        scores[scores < smallest_kept] = -np.inf
+    if parameters.top_p < 1:
+        scores[_beyond_top_p(scores, parameters.top_p)] = -np.inf
+    if parameters.min_p > 0:
+        probabilities = softmax(scores)
+        scores[probabilities < np.float32(parameters.min_p) * probabilities.max()] = -np.inf
+    return scores
+
+
+def _beyond_top_p(scores: FloatArray, top_p: float) -> IntArray:
+    """Return the ids of the least likely tokens whose probabilities add up to at most 1 - top_p.
+
+    Only candidates are sorted: tokens that are dropped whatever the order make up the rest.
+    """
+    probabilities = softmax(scores)
+    surely_dropped = probabilities <= (1 - top_p) / len(scores)
+    surely_dropped[scores.argmax()] = False
+    candidates = np.flatnonzero(~surely_dropped)
+    ascending = candidates[np.argsort(scores[candidates], kind="stable")]
+    rest = probabilities[surely_dropped].sum(dtype=np.float64)
+    cumulative = probabilities[ascending].cumsum(dtype=np.float64) + rest
+    dropped = cumulative.astype(np.float32) <= np.float32(1 - top_p)
+    dropped[-1] = False
+    return np.concatenate((np.flatnonzero(surely_dropped), ascending[dropped]))
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    """Probabilities [vocab] of ``scores`` [vocab], which may hold -inf."""
+    exponentials: FloatArray = np.exp(scores - scores.max())
+    exponentials /= exponentials.sum()
+    return exponentials
+
+
+def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
+    """Log-probabilities of the chosen and the ``top`` most likely tokens, of ``logits`` [vocab]."""
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    likeliest = np.argsort(-values, kind="stable")[:top]
+    return LogProbs(float(values[token_id]), tuple((int(i), float(values[i])) for i in likeliest))
+
+
+def _require(
+    name: str, value: float, rule: str, least: float, most: float, *, whole: bool = False
+) -> None:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and least <= value <= most):
+        raise UserError(f"{name} is {value!r}, but must be {rule}: change {name}.")
