@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
 VOCABULARY = 512
 WINDOW = 8  # smaller than any prompt of the tests
@@ -24,7 +23,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL_TOKENS = ["<pad>", "<|im_start|>", "<|im_end|>"]
 
 # What all of them share. No EOS: a test decides for itself how long generation goes.
 SHARED: dict[str, Any] = {
@@ -149,21 +147,20 @@ def make_checkpoint(
     of layers or a trait of its own.
     """
     model_type, config = ARCHITECTURES[architecture]
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **(SHARED | config | config_overrides)),
-        dtype=torch.float32,
-    )
-    _enliven(model, seed)
+    settings = AutoConfig.for_model(model_type, **(SHARED | config | config_overrides))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        _enliven(model)
     model.save_pretrained(directory)
     tokenizer().save_pretrained(directory)
     return directory
 
 
-def _enliven(model: torch.nn.Module, seed: int) -> None:
+def _enliven(model: torch.nn.Module) -> None:
     """Draw every weight again, large enough to matter."""
-    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape)
         if parameter.dim() > 1:
             # About 1.4 / sqrt(hidden size): logits, attention scores and residuals of order one.
             parameter.data = 0.18 * noise
@@ -172,22 +169,20 @@ def _enliven(model: torch.nn.Module, seed: int) -> None:
         if name.endswith("weight"):
             # A norm's scale becomes about 1 or -1 (whether the model stores it as such or less 1).
             # With positive scales and tied embeddings the likeliest next token is the last one.
-            parameter.data -= 2.0 * torch.randint(2, parameter.shape, generator=generator)
+            parameter.data -= 2.0 * torch.randint(2, parameter.shape)
 
 
 @functools.cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return the byte-level BPE tokenizer that all tiny checkpoints share."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+def tokenizer() -> Qwen2Tokenizer:
+    """Return the byte-level BPE tokenizer that all tiny checkpoints share.
+
+    It is a Qwen2Tokenizer because transformers turns any other class into one for qwen2.
+    """
+    texts = [inspect.getsource(functools), inspect.getsource(inspect)]
+    trained = Qwen2Tokenizer().train_new_from_iterator(
+        texts, VOCABULARY, new_special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False
     )
-    bpe.train_from_iterator([inspect.getsource(functools), inspect.getsource(inspect)], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", padding_side="left")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    trained.eos_token = None
+    trained.padding_side = "left"
+    trained.chat_template = CHAT_TEMPLATE
+    return trained

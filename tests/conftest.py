@@ -1,0 +1,66 @@
+"""Fixtures that every test may use: checkpoints, made once, and the GPU's absence as a reason."""
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from tests.checkpoints import make_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+# Tiny models gain nothing from threads, and workers of one machine would wait for each other's.
+torch.set_num_threads(1)
+
+
+@functools.cache
+def why_no_gpu() -> str | None:
+    """Return why tests can't use an NVIDIA GPU here, or None where they can."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 not found)"
+    if error := cuda.cuInit(0):
+        return f"the NVIDIA driver does not start (cuInit returned {error})"
+    count = ctypes.c_int()
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver finds no GPU"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from an architecture's name to its tiny checkpoint, made at first use."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+
+    @functools.cache
+    def make(architecture: str) -> Path:
+        return make_checkpoint(architecture, directory / architecture)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint() -> Path:
+    """Return the small trained checkpoint, kept until the script that trains it changes."""
+    script = ROOT / "scripts" / "train_checkpoint.py"
+    version = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
+    cache = ROOT / "build" / "checkpoints"
+    cache.mkdir(parents=True, exist_ok=True)
+    directory = cache / f"trained-{version}"
+    with FileLock(cache / f"{version}.lock"):
+        if not (directory / "tokenizer.json").is_file():  # written last
+            subprocess.run([sys.executable, script, directory], check=True)
+    return directory
