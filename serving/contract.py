@@ -24,6 +24,9 @@ LOGITS = "logits"
 INT64 = 7
 ELEMENT_TYPE = {"float32": 1, "float16": 10, "bfloat16": 16}
 
+# Metadata of an Attention node whose mask is exactly "causal, and fewer than N tokens back".
+WINDOW_METADATA = "window"
+
 Part = Literal["key", "value"]
 PARTS: tuple[Part, Part] = ("key", "value")
 

@@ -1,0 +1,33 @@
+"""The onnxruntime target: lowers the standard graph and writes it for ONNX Runtime."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from engines.passes.group_query_attention import lower_to_group_query_attention
+from engines.passes.transposed_weights import fuse_transposed_weights
+from engines.passes.trimmed_buffers import trim_buffers
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+
+PASSES = (
+    lower_to_group_query_attention,
+    trim_buffers,
+    fuse_transposed_weights,
+)
+
+
+def lower(model: ir.Model) -> None:
+    """Lower the standard graph for ONNX Runtime, in place."""
+    for lowering in PASSES:
+        lowering(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def write(model: ir.Model, directory: Path) -> None:
+    """Write the graph and, beside it, the weights, page-aligned so that they can be mapped."""
+    ir.save(
+        model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, alignment=4096, align_threshold=0
+    )

@@ -1,0 +1,98 @@
+"""Lower ``Attention`` over a buffer to ONNX Runtime's ``GroupQueryAttention``.
+
+The standard operator computes over the whole buffer; this one stops at each row's valid length and
+updates the buffer itself, so the two ``TensorScatter`` nodes go too. Takes plain causal attention and
+sliding windows; any other mask is left to the standard operator.
+"""
+
+import onnx_ir as ir
+
+from engines.passes.insertion import Inserter, Lengths, insert_lengths
+from serving.contract import WINDOW_METADATA
+
+_MICROSOFT = "com.microsoft"
+
+
+def lower_to_group_query_attention(model: ir.Model) -> None:
+    """Replace every eligible Attention node and its two TensorScatter nodes, in place."""
+    lengths = insert_lengths(model.graph)
+    for node in list(model.graph):
+        if node.op_type == "Attention":
+            updates = _eligible_updates(node)
+            if updates is not None:
+                _replace(model.graph, node, *updates, lengths)
+                model.graph.opset_imports[_MICROSOFT] = 1
+
+
+def _eligible_updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """The updates of the key and value buffer of a node that the lowered operator can stand for."""
+    key, value = (_cache_update(source) for source in node.inputs[1:3])
+    if key is None or value is None or _buffer_shape(key)[3] != _buffer_shape(value)[3]:
+        return None
+    readers = {use.node for update in (key, value) for use in update.outputs[0].uses()}
+    if readers != {node}:
+        return None  # another layer reads this cache too
+    plain = node.inputs[3] is None and node.attributes.get_int("is_causal", 0) == 1
+    return (key, value) if plain or WINDOW_METADATA in node.metadata_props else None
+
+
+def _cache_update(value: ir.Value | None) -> ir.Node | None:
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == "TensorScatter" else None
+
+
+def _buffer_shape(update: ir.Node) -> ir.Shape:
+    buffer = update.inputs[0]
+    assert buffer is not None and buffer.shape is not None
+    return buffer.shape
+
+
+def _replace(
+    graph: ir.Graph, node: ir.Node, key: ir.Node, value: ir.Node, lengths: Lengths
+) -> None:
+    result = node.outputs[0]
+    assert result.shape is not None
+    heads, (kv_heads, head_dim) = result.shape[1], _buffer_shape(key)[1::2]
+    assert isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(head_dim, int)
+    insert = Inserter(graph, node, node.name or "attention")
+
+    def tokens_first(heads_first: ir.Value | None, count: int) -> ir.Value:
+        """[batch, heads, sequence, head_dim] to [batch, sequence, heads * head_dim]."""
+        moved = insert.value("Transpose", [heads_first], perm=[0, 2, 1, 3])
+        return insert.value("Reshape", [moved, insert.integers([0, 0, count * head_dim])])
+
+    window = node.metadata_props.get(WINDOW_METADATA)
+    attention = insert.node(
+        "GroupQueryAttention",
+        [
+            tokens_first(node.inputs[0], heads),
+            tokens_first(key.inputs[1], kv_heads),
+            tokens_first(value.inputs[1], kv_heads),
+            key.inputs[0],
+            value.inputs[0],
+            lengths.last_indices,
+            lengths.total_scalar,
+        ],
+        domain=_MICROSOFT,
+        num_outputs=3,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=node.attributes.get_float("scale", head_dim**-0.5),
+        softcap=node.attributes.get_float("softcap", 0.0),
+        local_window_size=int(window) if window is not None else -1,
+    )
+    output, present_key, present_value = attention.outputs
+    split = insert.value("Reshape", [output, insert.integers([0, 0, heads, head_dim])])
+    result.replace_all_uses_with(insert.value("Transpose", [split], perm=[0, 2, 1, 3]))
+    graph.remove(node, safe=True)
+    for update, present in ((key, present_key), (value, present_value)):
+        replace_output(graph, update.outputs[0], present)
+        graph.remove(update, safe=True)
+
+
+def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` take the place, shape, type and name of ``old`` among the graph's outputs."""
+    name = old.name
+    old.name = None
+    new.shape, new.type, new.name = old.shape, old.type, name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -1,0 +1,159 @@
+"""Model to graph: traces any decoder through transformers' attention and cache interfaces."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from exporter.attention import (
+    EXPORT,
+    AttentionTrace,
+    UntraceableError,
+    register,
+    tracing_attention,
+)
+from exporter.buffers import BufferCache
+from exporter.simplify import simplify
+from serving.contract import (
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_POSITIONS,
+    PARTS,
+    PAST_LENGTHS,
+    past_name,
+    present_name,
+)
+
+OPSET = 24
+
+
+class DecoderGraph(nn.Module):
+    """A decoder with the contract's inputs and outputs (see serving/contract.py)."""
+
+    def __init__(self, model: nn.Module, cache_layers: list[bool]) -> None:
+        super().__init__()
+        self.model = model
+        self.cache_layers = cache_layers
+        self.takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        past_lengths: torch.Tensor,
+        logits_positions: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """One step: logits of the positions asked for, then the updated buffers in order."""
+        pairs = iter(list(zip(past[::2], past[1::2], strict=True)))
+        cache = BufferCache([next(pairs) if own else None for own in self.cache_layers], past_lengths)
+        sequence = input_ids.shape[1]
+        positions = past_lengths[:, None] + torch.arange(sequence)[None, :]
+        trace = AttentionTrace(past_lengths, past_lengths + sequence)
+        keywords: dict[str, Any] = {"position_ids": positions} if self.takes_position_ids else {}
+        with tracing_attention(trace), only_positions(self.model, logits_positions):
+            output = self.model(
+                input_ids=input_ids, past_key_values=cache, use_cache=True, return_dict=True, **keywords
+            )
+        present = [tensor for layer in cache.buffer_layers for tensor in (layer.keys, layer.values)]
+        return [output.logits, *present]
+
+
+@contextmanager
+def only_positions(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Let the language model head see only the positions asked for, int64 [batch, n]."""
+
+    def gather(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, *rest = inputs
+        index = positions[:, :, None].expand(-1, -1, hidden.shape[-1])
+        return (torch.gather(hidden, 1, index), *rest)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """Shape of one layer's cached keys and values."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+def cache_layers(model: nn.Module) -> list[CacheLayer | None]:
+    """What each cache layer of ``model`` holds, found by running two tokens; None holds nothing.
+
+    Raises UntraceableError for a model whose state isn't keys and values alone.
+    """
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([[0, 1]]), use_cache=True, return_dict=True)
+    cache = getattr(output, "past_key_values", None)
+    cache = getattr(cache, "self_attention_cache", cache)
+    if not isinstance(cache, Cache):
+        raise UntraceableError("it keeps no key-value cache that transformers manages")
+    return [_cache_layer(layer) for layer in cache.layers]
+
+
+def _cache_layer(layer: object) -> CacheLayer | None:
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
+        raise UntraceableError(f"a layer keeps state of its own ({type(layer).__name__})")
+    if isinstance(layer, DummyLayer) or layer.keys is None or layer.values is None:
+        return None
+    return CacheLayer(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+
+
+def trace(model: nn.Module, layers: list[CacheLayer | None]) -> ir.Model:
+    """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
+    register()
+    model.set_attn_implementation(EXPORT)
+    buffers = [layer for layer in layers if layer is not None]
+    inputs, dynamic_shapes = _example(buffers, model.dtype)
+    program = torch.export.export(
+        DecoderGraph(model, [layer is not None for layer in layers]),
+        inputs,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+    )
+    names = [(i, part) for i in range(len(buffers)) for part in PARTS]
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        input_names=[INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*n) for n in names)],
+        output_names=[LOGITS, *(present_name(*n) for n in names)],
+    )
+    graph = onnx_program.model
+    simplify(graph, frozenset(program.state_dict))
+    return graph
+
+
+def _example(
+    layers: list[CacheLayer], dtype: torch.dtype
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Example inputs and their dynamic axes; the sizes are all different and mean nothing."""
+    batch, sequence, capacity = 2, 5, 13
+    past = [
+        torch.zeros(batch, layer.kv_heads, capacity, dim, dtype=dtype)
+        for layer in layers
+        for dim in (layer.key_dim, layer.value_dim)
+    ]
+    inputs = (
+        torch.ones(batch, sequence, dtype=torch.int64),
+        torch.tensor([3, 1]),
+        torch.tensor([[0, 1, 4], [0, 2, 3]]),
+        past,
+    )
+    any_size = torch.export.Dim.DYNAMIC
+    rows = {0: any_size, 1: any_size}
+    return inputs, (rows, {0: any_size}, rows, [{0: any_size, 2: any_size}] * len(past))
