@@ -27,8 +27,8 @@ Prompt = str | TokenIds
 Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
 
 
-class _Options(TypedDict, total=False):
-    """The parameters that every overload of Model.generate shares."""
+class GenerateOptions(TypedDict, total=False):
+    """The keyword parameters of Model.generate, but for ``stream``."""
 
     max_new_tokens: int | None
     min_new_tokens: int
@@ -97,7 +97,7 @@ class Model:
 
     @overload  # a str is a Sequence[str] too, but the first match wins
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: Prompt, *, stream: Literal[False] = False, **options: Unpack[_Options]
+        self, prompts: Prompt, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
     ) -> Generation: ...
     @overload
     def generate(
@@ -105,11 +105,11 @@ class Model:
         prompts: Sequence[str] | Sequence[TokenIds],
         *,
         stream: Literal[False] = False,
-        **options: Unpack[_Options],
+        **options: Unpack[GenerateOptions],
     ) -> list[Generation]: ...
     @overload
     def generate(
-        self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[_Options]
+        self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Iterator[Token]: ...
     def generate(
         self,

@@ -120,21 +120,31 @@ class OnnxRuntimeEngine:
         self.close()
 
 
-def open_session(file: Path, provider: Provider, threads: int | None) -> ort.InferenceSession:
+def open_session(
+    graph: Path | bytes, provider: Provider, threads: int | None
+) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable."""
-    if PROVIDERS[provider] not in ort.get_available_providers():
+    wanted = PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
         raise UserError(
-            f"This ONNX Runtime has no {PROVIDERS[provider]}: install onnxruntime-gpu in place of "
-            "onnxruntime, or open the bundle with provider='cpu'."
+            f"This ONNX Runtime has no {wanted}: install onnxruntime-gpu in place of onnxruntime, "
+            "or open the bundle with provider='cpu'."
         )
     try:
-        return ort.InferenceSession(file, session_options(threads), [PROVIDERS[provider]])
+        session = ort.InferenceSession(graph, session_options(threads), [wanted])
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"ONNX Runtime {ort.__version__} can't open {str(file)!r} ({reason}): "
+            f"ONNX Runtime {ort.__version__} can't open the graph ({reason}): "
             "export the model again or install the version that bundle.json names."
         ) from error
+    # A provider whose libraries are missing is only logged, and the CPU takes its place.
+    if session.get_providers()[0] != wanted:
+        raise UserError(
+            f"{wanted} doesn't start here: see what serve-llm doctor says, or open the bundle with "
+            "provider='cpu'."
+        )
+    return session
 
 
 def session_options(threads: int | None) -> ort.SessionOptions:

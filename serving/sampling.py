@@ -119,7 +119,8 @@ def penalize(
 def warp(scores: FloatArray, parameters: SamplingParameters) -> FloatArray:
     """Divide by the temperature, then set what top-k, top-p and min-p drop to -inf, in that order.
 
-    The temperature must be above 0. The order and the handling of ties are transformers' own.
+    The temperature must be above 0. The order and what is kept are transformers' own; of equal
+    tokens at its border, where transformers keeps any, top-p keeps those with the lowest ids.
     """
     scores = scores / np.float32(parameters.temperature)
     if 0 < parameters.top_k < len(scores):
@@ -142,7 +143,7 @@ def _beyond_top_p(scores: FloatArray, top_p: float) -> IntArray:
     surely_dropped = probabilities <= (1 - top_p) / len(scores)
     surely_dropped[scores.argmax()] = False
     candidates = np.flatnonzero(~surely_dropped)
-    ascending = candidates[np.argsort(scores[candidates], kind="stable")]
+    ascending = candidates[np.argsort(-scores[candidates], kind="stable")][::-1]
     rest = probabilities[surely_dropped].sum(dtype=np.float64)
     cumulative = probabilities[ascending].cumsum(dtype=np.float64) + rest
     dropped = cumulative.astype(np.float32) <= np.float32(1 - top_p)

@@ -1,0 +1,19 @@
+"""The command line of the runtime: ``serve-llm``."""
+
+import click
+
+from serving.commands.chat import chat
+from serving.commands.doctor import doctor
+from serving.commands.generate import generate
+from serving.commands.group import CommandGroup
+from serving.commands.inspect import inspect
+
+
+@click.group(cls=CommandGroup)
+@click.version_option(package_name="export-llm")
+def main() -> None:
+    """Run and look at bundles that export-llm made; needs no PyTorch."""
+
+
+for command in (generate, chat, inspect, doctor):
+    main.add_command(command)

@@ -1,0 +1,87 @@
+"""``serve-llm inspect``: what is in a bundle."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from serving.commands.options import bundle_argument, json_option, verify_option
+
+if TYPE_CHECKING:
+    from serving.bundle import LayerInfo, Manifest
+
+
+@click.command()
+@bundle_argument
+@verify_option
+@json_option
+def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what is in BUNDLE: model, engines, limits, parity and files."""
+    from serving.bundle import open_bundle
+
+    manifest = open_bundle(bundle, verify).manifest
+    if as_json:
+        per_token = {"kv_bytes_per_token": manifest.graph.kv_bytes_per_token}
+        click.echo(json.dumps(manifest.model_dump(mode="json") | per_token))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", show_header=False)
+    for name, value in _rows(manifest):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
+    model, graph = manifest.model, manifest.graph
+    yield "model", f"{model.name} ({model.architecture})"
+    yield "weights", f"{model.parameters:,} parameters, {_size(model.weight_bytes)}"
+    yield "precision", graph.dtype
+    yield "layers", _layers(graph.layers)
+    yield "vocabulary", f"{graph.vocab_size:,}"
+    yield "maximum length", f"{graph.max_length:,} tokens"
+    yield "KV cache", f"{_size(graph.kv_bytes_per_token)} a token"
+    for engine in manifest.engines:
+        limits = [
+            f"batch up to {engine.max_batch}" if engine.max_batch else "any batch",
+            f"{engine.max_sequence:,} tokens" if engine.max_sequence else "any capacity",
+            *(f"compute capability {capability}" for capability in engine.compute_capabilities),
+        ]
+        yield f"engine {engine.target}", f"{engine.runtime_version}, {', '.join(limits)}"
+    tokens = manifest.tokens
+    yield "special tokens", f"bos {tokens.bos}, eos {list(tokens.eos)}, pad {tokens.pad}"
+    yield "parity", _pairs(manifest.parity)
+    yield "created", manifest.created
+    yield (
+        "built with",
+        ", ".join(f"{name} {version}" for name, version in manifest.built_with.items()),
+    )
+    for file, info in sorted(manifest.files.items()):
+        yield file, f"{_size(info.size)}, sha256 {info.sha256[:12]}"
+
+
+def _layers(layers: "tuple[LayerInfo, ...]") -> str:
+    """Describe the layers, equal ones together."""
+    counts = Counter(layers)
+    return "; ".join(
+        f"{count} with {layer.kv_heads} KV heads of {layer.key_dim}"
+        + (f", window {layer.window}" if layer.window else "")
+        for layer, count in counts.items()
+    )
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.2f} GB"
