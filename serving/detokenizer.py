@@ -1,13 +1,11 @@
 """From token ids to text, piece by piece, without half characters and without lost spaces."""
 
-import json
-import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 REPLACEMENT = "\ufffd"
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE_TOKENS = ("<0x%02X>", "<0x%02x>")
 
 
 class Vocabulary:
@@ -17,12 +15,9 @@ class Vocabulary:
         self.tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
-        falls_back = '"ByteFallback"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
-        self.bytes = frozenset(
-            i
-            for token, i in (tokenizer.get_vocab().items() if falls_back else ())
-            if _BYTE_TOKEN.fullmatch(token)
-        )
+        tokens = (spelling % byte for spelling in _BYTE_TOKENS for byte in range(256))
+        ids = {tokenizer.token_to_id(token) for token in tokens} - {None}
+        self.bytes = frozenset(ids if "ByteFallback" in str(tokenizer.decoder) else ())
 
     def is_silent(self, token_id: int) -> bool:
         """Whether decoding skips this id: a special token, or one that the tokenizer lacks."""

@@ -48,9 +48,12 @@ def load(
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = _load_tokenizer(opened)
 
+    provider = provider or "cpu"
+    if provider == "cpu":
+        _check_memory(opened, engine, slots, capacity)
+
     from serving.onnxruntime import PROVIDERS, OnnxRuntimeEngine
 
-    provider = provider or "cpu"
     if provider not in PROVIDERS:
         raise UserError(f"provider is {provider!r}, but must be one of {', '.join(PROVIDERS)}.")
     return Model(
@@ -117,6 +120,26 @@ def _choose_capacity(bundle: Bundle, engine: EngineInfo, capacity: int | None) -
             "change capacity=."
         )
     return capacity
+
+
+def _check_memory(bundle: Bundle, engine: EngineInfo, slots: int, capacity: int) -> None:
+    needed = engine.weight_bytes + slots * capacity * bundle.manifest.graph.kv_bytes_per_token
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"The weights and the KV buffers need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB "
+            f"are free: open the bundle with fewer slots than {slots} or less capacity than "
+            f"{capacity}."
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that can be had without swapping, or None where Linux doesn't tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].removesuffix("kB")) * 1024
 
 
 def _load_tokenizer(bundle: Bundle) -> "Tokenizer | None":

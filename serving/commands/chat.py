@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -71,7 +72,7 @@ class Conversation:
         """Forget all but the system message."""
         self.messages = list(self._start)
 
-    def reply(self, text: str) -> "Iterator[Token]":
+    def reply(self, text: str) -> "Generator[Token]":
         """Answer a message, token by token; a reply that is broken off is kept as far as it got.
 
         Raises UserError, and forgets the message, if the conversation no longer fits.
@@ -101,8 +102,9 @@ def _talk(conversation: Conversation) -> None:
             conversation.reset()
             continue
         try:
-            for token in conversation.reply(text):
-                click.echo(token.text, nl=False)
+            with closing(conversation.reply(text)) as tokens:
+                for token in tokens:
+                    click.echo(token.text, nl=False)
         except KeyboardInterrupt:
             click.echo(" [stopped]", nl=False)
         except UserError as error:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import serving
 from serving.chat import Message
 from serving.cli import main
+from serving.commands.chat import Conversation
 from tests.serving.tiny_bundle import make_bundle
 
 
@@ -111,6 +112,16 @@ def test_chat_that_outgrows_the_capacity_says_so_and_goes_on(bundle: str) -> Non
     first, second, third = (json.loads(line) for line in result.stdout.splitlines())
     assert "capacity of 20" in second["error"]
     assert first == third
+
+
+def test_a_reply_that_is_stopped_is_kept_as_far_as_it_got(bundle: str) -> None:
+    with serving.load(bundle) as model:
+        conversation = Conversation(model, None, {"ignore_eos": True})
+        reply = conversation.reply("hi")
+        text = next(reply).text + next(reply).text
+        reply.close()  # what Ctrl-C leads to
+        assert conversation.messages[-1] == {"role": "assistant", "content": text}
+        assert next(conversation.reply("go on")).index == 0
 
 
 def test_chat_in_the_terminal(bundle: str) -> None:

@@ -87,6 +87,8 @@ def test_of_equal_tokens_as_many_are_kept_as_by_transformers(top_p: float, top_k
 def test_of_equal_tokens_top_p_keeps_the_lowest_ids() -> None:
     kept = np.isfinite(warp(np.zeros(10, np.float32), SamplingParameters(1.0, top_p=0.3)))
     assert np.flatnonzero(kept).tolist() == [0, 1, 2]
+    kept = np.isfinite(warp(np.zeros(8, np.float32), SamplingParameters(1.0, top_p=1e-20)))
+    assert np.flatnonzero(kept).tolist() == [0]
 
 
 @pytest.mark.parametrize("penalty", [0.8, 1.3, 5.0])
