@@ -162,8 +162,12 @@ def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
     """Log-probabilities of the chosen and the ``top`` most likely tokens, of ``logits`` [vocab]."""
     shifted = logits.astype(np.float64) - logits.max()
     values = shifted - np.log(np.exp(shifted).sum())
-    likeliest = np.argsort(-values, kind="stable")[:top]
-    return LogProbs(float(values[token_id]), tuple((int(i), float(values[i])) for i in likeliest))
+    chosen, top = float(values[token_id]), min(top, len(values))
+    if top == 0:
+        return LogProbs(chosen, ())
+    candidates = np.flatnonzero(values >= np.partition(values, -top)[-top])
+    likeliest = candidates[np.argsort(-values[candidates], kind="stable")[:top]]
+    return LogProbs(chosen, tuple((int(i), float(values[i])) for i in likeliest))
 
 
 def _require(

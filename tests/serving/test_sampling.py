@@ -146,6 +146,13 @@ def test_log_probs_equal_torch() -> None:
     np.testing.assert_allclose([value for _, value in ours.top], values.numpy())
 
 
+@pytest.mark.parametrize("top", [0, 2, 20])
+def test_log_probs_of_equal_tokens_are_in_the_order_of_their_ids(top: int) -> None:
+    ours = log_probs(np.zeros(10, np.float32), 4, top)
+    assert [i for i, _ in ours.top] == list(range(min(top, 10)))
+    assert ours.chosen == pytest.approx(-math.log(10))
+
+
 def test_nan_is_an_error_and_not_a_token() -> None:
     logits = np.float32([0, np.nan, 1])
     for temperature in (0.0, 1.0):
