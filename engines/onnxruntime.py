@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
@@ -16,6 +17,7 @@ PASSES = (
     lower_to_group_query_attention,
     trim_buffers,
     fuse_transposed_weights,
+    widen_bfloat16_arithmetic,
 )
 
 

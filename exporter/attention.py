@@ -20,6 +20,8 @@ from transformers.masking_utils import causal_mask_function
 from serving.contract import WINDOW_METADATA
 
 EXPORT = "export_llm"
+# The same for models whose own attention code adds a mask of numbers to its scores.
+EXPORT_OWN = "export_llm_own"
 
 # Keyword arguments of attention functions that change nothing at inference in this graph.
 _HARMLESS = frozenset(
@@ -102,7 +104,11 @@ def attention(
         attributes["softcap"] = float(softcap)
     metadata: dict[str, str] = {}
     lengths = None
-    if attention_mask is None:
+    if s_aux is not None:
+        key, value, attention_mask = prepend_sink(
+            key, value, attention_mask, s_aux, query.shape[2]
+        )
+    elif attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if not causal:
             raise UntraceableError("attention that isn't causal")
@@ -112,11 +118,6 @@ def attention(
         lengths = trace.kv_lengths
     elif (window := trace.window_of(attention_mask)) is not None:
         metadata[WINDOW_METADATA] = str(window)
-    if s_aux is not None:
-        key, value, attention_mask = prepend_sink(
-            key, value, attention_mask, s_aux, query.shape[2]
-        )
-        attributes.pop("is_causal", None)
     output = symbolic(
         "Attention",
         (query, key, value, attention_mask, None, None, lengths),
@@ -204,7 +205,22 @@ def _is_window(mask_function: Callable[..., torch.Tensor], window: int) -> bool:
         return torch.equal(got.expand_as(expected), expected)
 
 
+def additive_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., torch.Tensor] = causal_mask_function,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> torch.Tensor:
+    """Mask function in transformers' sense: 0 attends, the lowest number of ``dtype`` doesn't."""
+    allowed = explicit_mask(mask_function, batch_size, q_length, kv_length)
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
 def register() -> None:
-    """Make ``EXPORT`` an attention implementation of transformers."""
+    """Make ``EXPORT`` and ``EXPORT_OWN`` attention implementations of transformers."""
     AttentionInterface.register(EXPORT, attention)
     AttentionMaskInterface.register(EXPORT, mask)
+    AttentionInterface.register(EXPORT_OWN, attention)
+    AttentionMaskInterface.register(EXPORT_OWN, additive_mask)

@@ -21,7 +21,6 @@ class BufferLayer(CacheLayerMixin):
         super().__init__()
         self.keys, self.values = key, value
         self.past_lengths = past_lengths
-        self.updates = 0
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -31,18 +30,17 @@ class BufferLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new tokens behind each row's past and return the whole buffers."""
-        self.updates += 1
         self.keys = scatter_tokens(self.keys, key_states, self.past_lengths)
         self.values = scatter_tokens(self.values, value_states, self.past_lengths)
         return self.keys, self.values
 
-    def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
-        """Tokens in each row's past, int64 [batch, 1]: rows may differ, so it is no single number."""
-        return self.past_lengths[:, None]
+    def get_seq_length(self) -> int:
+        """Always 0: rows differ, so no one number is right.
 
-    def get_query_offset(self) -> torch.Tensor:
-        """Position of each row's first new token, int64 [batch, 1]."""
-        return self.past_lengths[:, None]
+        Models that take ``position_ids`` use it only where they are missing; one that relies on it
+        fails the parity gate.
+        """
+        return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         """Masks span the whole buffer, from its first position."""

@@ -63,6 +63,7 @@ def simplify(model: ir.Model, parameters: frozenset[str]) -> None:
     )(model)
     _share_equal_constants(model, parameters)
     ir.passes.Sequential(
+        common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),

@@ -8,11 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from exporter.attention import (
     EXPORT,
+    EXPORT_OWN,
     AttentionTrace,
     UntraceableError,
     register,
@@ -20,6 +23,8 @@ from exporter.attention import (
 )
 from exporter.buffers import BufferCache
 from exporter.simplify import simplify
+from exporter.traits.experts import register_experts
+from exporter.traits.own_attention import fuse_own_attention
 from serving.contract import (
     INPUT_IDS,
     LOGITS,
@@ -40,7 +45,7 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.model = model
         self.cache_layers = cache_layers
-        self.takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
+        self.accepts = inspect.signature(model.forward).parameters.keys()
 
     def forward(
         self,
@@ -55,7 +60,11 @@ class DecoderGraph(nn.Module):
         sequence = input_ids.shape[1]
         positions = past_lengths[:, None] + torch.arange(sequence)[None, :]
         trace = AttentionTrace(past_lengths, past_lengths + sequence)
-        keywords: dict[str, Any] = {"position_ids": positions} if self.takes_position_ids else {}
+        keywords: dict[str, torch.Tensor] = {}
+        if "position_ids" in self.accepts:
+            keywords["position_ids"] = positions
+        if "attention_mask" in self.accepts:  # nothing is padding; some models take positions from it
+            keywords["attention_mask"] = torch.ones(input_ids.shape[0], past[0].shape[2]).long()
         with tracing_attention(trace), only_positions(self.model, logits_positions):
             output = self.model(
                 input_ids=input_ids, past_key_values=cache, use_cache=True, return_dict=True, **keywords
@@ -111,10 +120,12 @@ def _cache_layer(layer: object) -> CacheLayer | None:
     return CacheLayer(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
 
 
-def trace(model: nn.Module, layers: list[CacheLayer | None]) -> ir.Model:
+def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
     register()
-    model.set_attn_implementation(EXPORT)
+    register_experts()
+    own_attention = not model._can_set_attn_implementation()
+    _set_implementations(model, EXPORT_OWN if own_attention else EXPORT)
     buffers = [layer for layer in layers if layer is not None]
     inputs, dynamic_shapes = _example(buffers, model.dtype)
     program = torch.export.export(
@@ -122,6 +133,7 @@ def trace(model: nn.Module, layers: list[CacheLayer | None]) -> ir.Model:
         inputs,
         dynamic_shapes=dynamic_shapes,
         strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
     )
     names = [(i, part) for i in range(len(buffers)) for part in PARTS]
     onnx_program = torch.onnx.export(
@@ -135,7 +147,19 @@ def trace(model: nn.Module, layers: list[CacheLayer | None]) -> ir.Model:
     )
     graph = onnx_program.model
     simplify(graph, frozenset(program.state_dict))
+    if own_attention:
+        fuse_own_attention(graph)
+        RemoveUnusedNodesPass()(graph)
     return graph
+
+
+def _set_implementations(model: PreTrainedModel, attention: str) -> None:
+    """Have every part of the model look up our attention, masks and experts."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            config._attn_implementation = attention
+            config._experts_implementation = EXPORT
 
 
 def _example(
@@ -154,6 +178,13 @@ def _example(
         torch.tensor([[0, 1, 4], [0, 2, 3]]),
         past,
     )
-    any_size = torch.export.Dim.DYNAMIC
-    rows = {0: any_size, 1: any_size}
-    return inputs, (rows, {0: any_size}, rows, [{0: any_size, 2: any_size}] * len(past))
+    rows, columns = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    capacity_axis = torch.export.Dim("max_sequence")
+    count = torch.export.Dim("positions")
+    axes = (
+        {0: rows, 1: columns},
+        {0: rows},
+        {0: rows, 1: count},
+        [{0: rows, 2: capacity_axis}] * len(past),
+    )
+    return inputs, axes

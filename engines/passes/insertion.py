@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from serving.contract import INPUT_IDS, PAST_LENGTHS
@@ -46,13 +47,17 @@ class Inserter:
 
     def integers(self, numbers: Sequence[int] | int) -> ir.Value:
         """An int64 constant, shared by its value: a vector, or a scalar for a plain number."""
-        return constant(self.graph, np.asarray(numbers, dtype=np.int64))
+        return _constant(self.graph, np.asarray(numbers, dtype=np.int64))
+
+    def number(self, number: float) -> ir.Value:
+        """A float32 scalar constant, shared by its value."""
+        return _constant(self.graph, np.asarray(number, dtype=np.float32))
 
 
-def constant(graph: ir.Graph, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> ir.Value:
+def _constant(graph: ir.Graph, array: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> ir.Value:
     """An initialiser with these numbers, made once a graph."""
     kind = "scalar" if array.ndim == 0 else "vector"
-    name = f"int64_{kind}_" + "_".join(str(number) for number in array.ravel())
+    name = f"{array.dtype}_{kind}_" + "_".join(str(number) for number in array.ravel())
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         graph.register_initializer(

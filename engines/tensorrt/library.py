@@ -1,0 +1,42 @@
+"""TensorRT-RTX or TensorRT: the one place that tells them apart.
+
+Both have the same API. Everything else in this package takes the imported module as ``library``.
+"""
+
+import importlib
+from typing import Any
+
+from serving.bundle import Target
+from serving.errors import UserError
+
+_MODULES: dict[Target, tuple[str, str]] = {
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+}
+
+
+def load_library(target: Target) -> Any:
+    """Import the target's library. Raises UserError where it can't be imported."""
+    module, extra = _MODULES[target]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"The target {target} needs the Python package {module} ({error}): "
+            f"install it with pip install 'export-llm[{extra}]'."
+        ) from error
+
+
+def make_log(library: Any) -> Any:
+    """Make a logger for TensorRT that keeps its error messages in ``.errors``."""
+
+    class Log(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()

@@ -1,0 +1,19 @@
+"""The TensorRT targets' passes. What comes out is still standard ONNX, which any runtime can check."""
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from engines.passes.explicit_softcap import spell_out_softcap
+from engines.passes.fixed_capacity import fix_capacity
+from engines.passes.scaled_queries import scale_queries
+
+PASSES = (scale_queries, spell_out_softcap)
+
+
+def lower(model: ir.Model, max_length: int) -> None:
+    """Lower the standard graph for TensorRT, in place; lowering it again changes nothing."""
+    fix_capacity(model, max_length)
+    for lowering in PASSES:
+        lowering(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
