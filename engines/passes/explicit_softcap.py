@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from engines.passes.insertion import Inserter
 from engines.passes.scalars import scalar
+from engines.passes.sizes import known_type, static_size
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -17,7 +18,7 @@ def spell_out_softcap(model: ir.Model) -> None:
     padded row that sees nothing must not become NaN, for it is written to the cache.
     """
     for node in list(model.graph):
-        if node.op_type == "Attention" and node.attributes.get_float("softcap", 0.0):
+        if node.op_type == "Attention" and node.attributes.get_float("softcap", 0.0) != 0.0:
             _spell_out(model.graph, node)
 
 
@@ -25,10 +26,7 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
     assert node.attributes.get_float("scale", 0.0) == 1.0
     query, key, value = node.inputs[:3]
     result = node.outputs[0]
-    assert key is not None and key.shape is not None
-    assert result.shape is not None and result.dtype is not None
-    heads, kv_heads = result.shape[1], key.shape[1]
-    assert isinstance(heads, int) and isinstance(kv_heads, int)
+    heads, kv_heads = static_size(result, 1), static_size(key, 1)
     insert = Inserter(graph, node, f"{node.name}")
     softcap = node.attributes.get_float("softcap")
 
@@ -42,7 +40,7 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
     scores = insert.value("Mul", [insert.value("Tanh", [scores]), scalar(graph, softcap)])
     scores = insert.value("Where", [_mask(insert, node), scores, scalar(graph, _LOWEST)])
     weights = insert.value("Softmax", [scores], axis=-1)
-    weights = insert.value("Cast", [weights], to=result.dtype)
+    weights = insert.value("Cast", [weights], to=known_type(result))
     output = insert.value("MatMul", [insert.value("Reshape", [weights, grouped]), value])
     output = insert.value("Reshape", [output, split])
     output.shape, output.type = result.shape, result.type
@@ -53,11 +51,11 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
 def _mask(insert: Inserter, node: ir.Node) -> ir.Value:
     """Boolean [batch, 1, sequence, max_sequence]: the node's own mask, or the causal one."""
     query, key, _, mask, _, _, lengths = (*node.inputs, *[None] * 7)[:7]
-    if mask is not None:
-        if mask.dtype != ir.DataType.BOOL:
-            raise ValueError(f"{node.name}: a soft cap with a mask that isn't boolean")
+    causal = node.attributes.get_int("is_causal", 0) == 1
+    if mask is not None and known_type(mask) == ir.DataType.BOOL and not causal:
         return mask
-    assert lengths is not None and node.attributes.get_int("is_causal", 0) == 1
+    if mask is not None or lengths is None or not causal:
+        raise ValueError(f"{node.name}: a soft cap with a mask of an unknown kind")
     one = insert.integers(1)
 
     def indices(source: ir.Value | None) -> tuple[ir.Value, ir.Value]:

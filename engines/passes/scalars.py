@@ -4,13 +4,16 @@ import numpy as np
 import onnx_ir as ir
 
 
-def scalar(graph: ir.Graph, number: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-    """A 0-dimensional initialiser of ``dtype``, made once a graph."""
-    name = f"{dtype.name.lower()}_{number!r}"
+def scalar(graph: ir.Graph, number: float) -> ir.Value:
+    """A float32 initialiser of no dimensions, made once a graph."""
+    name = f"float_scalar_{number!r}"
     if name not in graph.initializers:
-        tensor = ir.tensor(np.asarray(number, dtype=dtype.numpy()), name=name)
+        tensor = ir.tensor(np.float32(number), name=name)
         value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape([]),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=tensor,
         )
         graph.register_initializer(value)
     return graph.initializers[name]

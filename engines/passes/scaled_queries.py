@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from engines.passes.insertion import Inserter
 from engines.passes.scalars import scalar
+from engines.passes.sizes import known_type, static_size
 
 
 def scale_queries(model: ir.Model) -> None:
@@ -19,11 +20,9 @@ def scale_queries(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "Attention":
             continue
-        query, dtype = node.inputs[0], node.outputs[0].dtype
-        assert query is not None and query.shape is not None and dtype is not None
-        head_dim = query.shape[3]
-        assert isinstance(head_dim, int)
-        scale = node.attributes.get_float("scale", head_dim**-0.5)
+        query, key = node.inputs[:2]
+        dtype = known_type(node.outputs[0])
+        scale = node.attributes.get_float("scale", static_size(key, 3) ** -0.5)
         if scale == 1.0:
             continue
         insert = Inserter(model.graph, node, f"{node.name}/scaled")
@@ -31,6 +30,6 @@ def scale_queries(model: ir.Model) -> None:
         scaled = insert.value("Mul", [full, scalar(model.graph, scale)])
         if dtype != ir.DataType.FLOAT:
             scaled = insert.value("Cast", [scaled], to=dtype)
-        scaled.shape, scaled.type = query.shape, ir.TensorType(dtype)
+        scaled.type = ir.TensorType(dtype)
         node.replace_input_with(0, scaled)
         node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)

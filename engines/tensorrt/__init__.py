@@ -1,0 +1,1 @@
+"""The TensorRT-RTX and TensorRT targets: passes, network, checks and engine file."""

@@ -1,4 +1,4 @@
-"""The TensorRT targets' passes. What comes out is still standard ONNX, which any runtime can check."""
+"""The TensorRT targets' passes. What comes out is standard ONNX still: any runtime can check it."""
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
