@@ -154,7 +154,13 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     directory = Path(path)
     manifest = _read_manifest(directory)
     for name, expected in manifest.files.items():
-        _check_file(directory, name, expected, verify)
+        try:
+            _check_file(directory, name, expected, verify)
+        except OSError as error:
+            raise UserError(
+                f"{name!r} in the bundle {str(directory)!r} can't be read ({error.strerror}): "
+                "check its permissions and its disk."
+            ) from error
     return Bundle(directory, manifest)
 
 

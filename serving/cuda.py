@@ -1,4 +1,7 @@
-"""KV buffers on an NVIDIA GPU, through ONNX Runtime's allocator and the CUDA driver."""
+"""KV buffers on an NVIDIA GPU, through ONNX Runtime's allocator and the CUDA driver.
+
+Its tests are marked gpu: they have not run on a GPU yet.
+"""
 
 import ctypes
 

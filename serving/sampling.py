@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -171,8 +173,9 @@ def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
 
 
 def _require(
-    name: str, value: float, rule: str, least: float, most: float, *, whole: bool = False
+    name: str, value: object, rule: str, least: float, most: float, *, whole: bool = False
 ) -> None:
-    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and least <= value <= most):
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    number = float(cast(float, value)) if is_number else math.nan
+    if not (math.isfinite(number) and least <= number <= most):
         raise UserError(f"{name} is {value!r}, but must be {rule}: change {name}.")

@@ -149,6 +149,14 @@ def test_one_changed_byte(bundle: Path) -> None:
     open_bundle(bundle, verify=False)
 
 
+def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("serving.bundle.file_info", fail)
+    assert "can't be read (Permission denied)" in refusal(bundle)
+
+
 def test_a_moved_bundle_opens(bundle: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.move(bundle, moved)

@@ -161,6 +161,10 @@ def test_nan_is_an_error_and_not_a_token() -> None:
             sample(logits, parameters, NONE, NONE, random_state(0))
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    SamplingParameters(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int32(1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
