@@ -15,13 +15,11 @@ import torch
 from torch.onnx.ops import symbolic
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from serving.contract import WINDOW_METADATA
 
 EXPORT = "export_llm"
-# The same for models whose own attention code adds a mask of numbers to its scores.
-EXPORT_OWN = "export_llm_own"
 
 # Keyword arguments of attention functions that change nothing at inference in this graph.
 _HARMLESS = frozenset(
@@ -219,8 +217,21 @@ def additive_mask(
 
 
 def register() -> None:
-    """Make ``EXPORT`` and ``EXPORT_OWN`` attention implementations of transformers."""
+    """Make ``EXPORT`` an attention implementation of transformers."""
     AttentionInterface.register(EXPORT, attention)
     AttentionMaskInterface.register(EXPORT, mask)
-    AttentionInterface.register(EXPORT_OWN, attention)
-    AttentionMaskInterface.register(EXPORT_OWN, additive_mask)
+
+
+@contextmanager
+def additive_masks(implementations: set[str]) -> Iterator[None]:
+    """Have models with attention code of their own build their masks with ``additive_mask``.
+
+    ``implementations`` names the attention implementations that they keep.
+    """
+    for name in implementations:
+        ALL_MASK_ATTENTION_FUNCTIONS[name] = additive_mask
+    try:
+        yield
+    finally:
+        for name in implementations:
+            del ALL_MASK_ATTENTION_FUNCTIONS[name]

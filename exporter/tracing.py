@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSli
 
 from exporter.attention import (
     EXPORT,
-    EXPORT_OWN,
+    additive_masks,
     AttentionTrace,
     UntraceableError,
     register,
@@ -124,17 +124,16 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
     register()
     register_experts()
-    own_attention = not model._can_set_attn_implementation()
-    _set_implementations(model, EXPORT_OWN if own_attention else EXPORT)
     buffers = [layer for layer in layers if layer is not None]
     inputs, dynamic_shapes = _example(buffers, model.dtype)
-    program = torch.export.export(
-        DecoderGraph(model, [layer is not None for layer in layers]),
-        inputs,
-        dynamic_shapes=dynamic_shapes,
-        strict=False,
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
+    with export_implementations(model):
+        program = torch.export.export(
+            DecoderGraph(model, [layer is not None for layer in layers]),
+            inputs,
+            dynamic_shapes=dynamic_shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
     names = [(i, part) for i in range(len(buffers)) for part in PARTS]
     onnx_program = torch.onnx.export(
         program,
@@ -147,19 +146,31 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     )
     graph = onnx_program.model
     simplify(graph, frozenset(program.state_dict))
-    if own_attention:
-        fuse_own_attention(graph)
-        RemoveUnusedNodesPass()(graph)
+    fuse_own_attention(graph)
+    RemoveUnusedNodesPass()(graph)
     return graph
 
 
-def _set_implementations(model: PreTrainedModel, attention: str) -> None:
-    """Have every part of the model look up our attention, masks and experts."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
+@contextmanager
+def export_implementations(model: PreTrainedModel) -> Iterator[None]:
+    """Have every part of ``model`` use our attention, masks and experts; put back what it had."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [
+        (config, config._attn_implementation, config._experts_implementation)
+        for config in configs.values()
+        if isinstance(config, PreTrainedConfig)
+    ]
+    own_attention = not model._can_set_attn_implementation()
+    for config, attention, _ in before:
+        config._attn_implementation = attention if own_attention else EXPORT
+        config._experts_implementation = EXPORT
+    try:
+        with additive_masks({attention for _, attention, _ in before} if own_attention else set()):
+            yield
+    finally:
+        for config, attention, experts in before:
             config._attn_implementation = attention
-            config._experts_implementation = EXPORT
+            config._experts_implementation = experts
 
 
 def _example(
