@@ -91,6 +91,8 @@ class Model:
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        # A tokenizer may have ids that the model can't produce.
+        self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._in_use = threading.Lock()
@@ -155,7 +157,7 @@ class Model:
             capacity=self.engine.cache.capacity,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
-            eos=() if ignore_eos else self.tokens.eos,
+            eos=() if ignore_eos else self._eos,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         self._check_limits(limits)

@@ -116,6 +116,13 @@ def test_min_new_tokens_holds_eos_back() -> None:
     assert len(held.token_ids) >= 5
 
 
+def test_min_new_tokens_without_an_eos_the_model_has() -> None:
+    expected = continuation([1, 2], 6)
+    for model in (make_model(), make_model(eos=(VOCAB + 5,))):
+        result = model.generate([1, 2], max_new_tokens=6, min_new_tokens=3)
+        assert result.token_ids == expected
+
+
 def test_stop_strings_cut_the_text() -> None:
     model = text_model()
     whole = model.generate("Hello", max_new_tokens=40).text
