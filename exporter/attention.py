@@ -103,9 +103,7 @@ def attention(
     metadata: dict[str, str] = {}
     lengths = None
     if s_aux is not None:
-        key, value, attention_mask = prepend_sink(
-            key, value, attention_mask, s_aux, query.shape[2]
-        )
+        key, value, attention_mask = prepend_sink(key, value, attention_mask, s_aux, query.shape[2])
     elif attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if not causal:
@@ -193,7 +191,9 @@ def _is_window(mask_function: Callable[..., torch.Tensor], window: int) -> bool:
     """Whether a mask function is exactly "causal, and fewer than ``window`` tokens back"."""
     with _disable_current_modes():
         zero = torch.zeros((), dtype=torch.int64)
-        query = torch.tensor([0, window - 1, window, window + 1, 2 * window, 3 * window + 5])[:, None]
+        query = torch.tensor([0, window - 1, window, window + 1, 2 * window, 3 * window + 5])[
+            :, None
+        ]
         keys = torch.arange(4 * window + 8)[None, :]
         expected = (keys <= query) & (keys > query - window)
         try:

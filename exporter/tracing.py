@@ -15,9 +15,9 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSli
 
 from exporter.attention import (
     EXPORT,
-    additive_masks,
     AttentionTrace,
     UntraceableError,
+    additive_masks,
     register,
     tracing_attention,
 )
@@ -56,18 +56,26 @@ class DecoderGraph(nn.Module):
     ) -> list[torch.Tensor]:
         """One step: logits of the positions asked for, then the updated buffers in order."""
         pairs = iter(list(zip(past[::2], past[1::2], strict=True)))
-        cache = BufferCache([next(pairs) if own else None for own in self.cache_layers], past_lengths)
+        cache = BufferCache(
+            [next(pairs) if own else None for own in self.cache_layers], past_lengths
+        )
         sequence = input_ids.shape[1]
         positions = past_lengths[:, None] + torch.arange(sequence)[None, :]
         trace = AttentionTrace(past_lengths, past_lengths + sequence)
         keywords: dict[str, torch.Tensor] = {}
         if "position_ids" in self.accepts:
             keywords["position_ids"] = positions
-        if "attention_mask" in self.accepts:  # nothing is padding; some models take positions from it
+        if (
+            "attention_mask" in self.accepts
+        ):  # nothing is padding; some models take positions from it
             keywords["attention_mask"] = torch.ones(input_ids.shape[0], past[0].shape[2]).long()
         with tracing_attention(trace), only_positions(self.model, logits_positions):
             output = self.model(
-                input_ids=input_ids, past_key_values=cache, use_cache=True, return_dict=True, **keywords
+                input_ids=input_ids,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+                **keywords,
             )
         present = [tensor for layer in cache.buffer_layers for tensor in (layer.keys, layer.values)]
         return [output.logits, *present]
@@ -98,12 +106,13 @@ class CacheLayer:
     value_dim: int
 
 
-def cache_layers(model: nn.Module) -> list[CacheLayer | None]:
+def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
     """What each cache layer of ``model`` holds, found by running two tokens; None holds nothing.
 
     Raises UntraceableError for a model whose state isn't keys and values alone.
     """
-    with torch.no_grad():
+    register_experts()
+    with torch.no_grad(), implementations(model, experts=EXPORT):
         output = model(input_ids=torch.tensor([[0, 1]]), use_cache=True, return_dict=True)
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
@@ -124,6 +133,22 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
     register()
     register_experts()
+    try:
+        program, onnx_program = _export(model, layers)
+    except UntraceableError:
+        raise
+    except Exception as error:  # tracing runs the model's code and fails in any way that has
+        raise UntraceableError(f"tracing it fails ({_last_cause(error)})") from error
+    graph = onnx_program.model
+    simplify(graph, frozenset(program.state_dict))
+    fuse_own_attention(graph)
+    RemoveUnusedNodesPass()(graph)
+    return graph
+
+
+def _export(
+    model: PreTrainedModel, layers: list[CacheLayer | None]
+) -> tuple[torch.export.ExportedProgram, torch.onnx.ONNXProgram]:
     buffers = [layer for layer in layers if layer is not None]
     inputs, dynamic_shapes = _example(buffers, model.dtype)
     with export_implementations(model):
@@ -144,33 +169,52 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
         input_names=[INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*n) for n in names)],
         output_names=[LOGITS, *(present_name(*n) for n in names)],
     )
-    graph = onnx_program.model
-    simplify(graph, frozenset(program.state_dict))
-    fuse_own_attention(graph)
-    RemoveUnusedNodesPass()(graph)
-    return graph
+    assert onnx_program is not None
+    return program, onnx_program
+
+
+def _last_cause(error: BaseException) -> str:
+    """The first line of the error at the bottom of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextmanager
-def export_implementations(model: PreTrainedModel) -> Iterator[None]:
-    """Have every part of ``model`` use our attention, masks and experts; put back what it had."""
+def implementations(
+    model: nn.Module, *, experts: str, attention: str | None = None
+) -> Iterator[None]:
+    """Have every part of ``model`` use these implementations; put back what it had."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     before = [
         (config, config._attn_implementation, config._experts_implementation)
         for config in configs.values()
         if isinstance(config, PreTrainedConfig)
     ]
-    own_attention = not model._can_set_attn_implementation()
-    for config, attention, _ in before:
-        config._attn_implementation = attention if own_attention else EXPORT
-        config._experts_implementation = EXPORT
+    for config, own_attention, _ in before:
+        config._attn_implementation = attention or own_attention
+        config._experts_implementation = experts
     try:
-        with additive_masks({attention for _, attention, _ in before} if own_attention else set()):
-            yield
+        yield
     finally:
-        for config, attention, experts in before:
-            config._attn_implementation = attention
-            config._experts_implementation = experts
+        for config, own_attention, own_experts in before:
+            config._attn_implementation = own_attention
+            config._experts_implementation = own_experts
+
+
+@contextmanager
+def export_implementations(model: PreTrainedModel) -> Iterator[None]:
+    """Have ``model`` use our attention, masks and experts.
+
+    A model with attention code of its own keeps that and gets masks it can add to its scores.
+    """
+    if model._can_set_attn_implementation():
+        with implementations(model, experts=EXPORT, attention=EXPORT):
+            yield
+    else:
+        own = {model.config._attn_implementation}
+        with implementations(model, experts=EXPORT), additive_masks(own):
+            yield
 
 
 def _example(

@@ -42,4 +42,3 @@ def _is_length_of(node: ir.Node, buffers: set[ir.Value | None]) -> bool:
         and node.attributes.get_int("start", 0) == 2
         and node.attributes.get_int("end", 4) == 3
     )
-

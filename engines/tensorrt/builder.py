@@ -4,14 +4,14 @@ The engine has two optimisation profiles: ``PREFILL_PROFILE`` takes one row of 1
 ``prefill_chunk`` tokens, ``DECODE_PROFILE`` one token of each of 1 to ``batch`` rows.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from engines.tensorrt.library import load_library, make_log
+from engines.tensorrt.callbacks import Progress, make_log, make_monitor, make_writer
+from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend, parse
 from engines.tensorrt.verifier import verify
@@ -30,9 +30,6 @@ COMPUTE_CAPABILITIES = {
     "SM120": "12.0",
     "SM121": "12.1",
 }
-
-Progress = Callable[[str, float], None]
-"""Called with a phase's name and how much of it is done, from 0 to 1, on any thread."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +70,34 @@ def build(
     verify(network, model)
     config = network.builder.create_builder_config()
     config.clear_flag(library.BuilderFlag.TF32)  # float32 that was asked for stays float32
-    capabilities = _make_portable(config, library)
-    _add_profile(network, config, rows=1, tokens=min(prefill_chunk, max_length))
-    _add_profile(network, config, rows=batch, tokens=1)
+    capabilities = make_portable(config, library)
+    config.add_optimization_profile(step_profile(network, 1, min(prefill_chunk, max_length)))
+    config.add_optimization_profile(step_profile(network, batch, 1))
     if progress is not None:
-        config.progress_monitor = _monitor(library, progress)
-    plan = network.builder.build_serialized_network(network.definition, config)
-    if plan is None:
-        raise UserError(_failure(target, log.errors))
+        config.progress_monitor = make_monitor(library, progress)
     file = directory / engine_file(target)
     try:
-        file.write_bytes(plan)
+        _serialize(network, config, file, target, log)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
     return EngineFile(file.name, library.__version__, capabilities)
 
 
-def _make_portable(config: Any, library: Any) -> tuple[str, ...]:
+def _serialize(network: Network, config: Any, file: Path, target: Target, log: Any) -> None:
+    """Build the engine and stream it into ``file``: it is as large as the weights."""
+    with file.open("wb") as stream:
+        writer = make_writer(network.library, stream)
+        built = network.builder.build_serialized_network_to_stream(
+            network.definition, config, writer
+        )
+    if writer.error is not None:
+        raise UserError(f"The engine can't be written to {str(file)!r} ({writer.error}).")
+    if not built or not file.stat().st_size:
+        raise UserError(_failure(target, log.errors))
+
+
+def make_portable(config: Any, library: Any) -> tuple[str, ...]:
     """Let the engine run on Ampere and newer, built without a GPU where the library can do that.
 
     Returns the compute capabilities it is for; none if the library doesn't name them one by one.
@@ -109,11 +116,11 @@ def _make_portable(config: Any, library: Any) -> tuple[str, ...]:
 def _failure(target: Target, errors: list[str]) -> str:
     """One sentence with the last error that says something."""
     said = [error for error in errors if "Error Code" in error] or errors or ["no reason given"]
-    return f"{target} can't build the engine ({' '.join(said[-1].split())})."
+    return f"{target} can't build the engine ({said[-1]})."
 
 
-def _add_profile(network: Network, config: Any, rows: int, tokens: int) -> None:
-    """Add the profile of steps with up to ``rows`` rows of up to ``tokens`` new tokens."""
+def step_profile(network: Network, rows: int, tokens: int) -> Any:
+    """The optimisation profile of steps with up to ``rows`` rows of up to ``tokens`` new tokens."""
     profile = network.builder.create_optimization_profile()
     for index in range(network.definition.num_inputs):
         tensor = network.definition.get_input(index)
@@ -126,24 +133,4 @@ def _add_profile(network: Network, config: Any, rows: int, tokens: int) -> None:
             rest = () if tensor.name == PAST_LENGTHS else tuple(tensor.shape)[1:]
             smallest, usual, largest = (1, *rest), (rows, *rest), (rows, *rest)
         profile.set_shape(tensor.name, smallest, usual, largest)
-    config.add_optimization_profile(profile)
-
-
-def _monitor(library: Any, progress: Progress) -> Any:
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
-            self.steps[phase] = steps
-            progress(phase, 0.0)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, (step + 1) / self.steps[phase])
-            return True
-
-        def phase_finish(self, phase: str) -> None:
-            progress(phase, 1.0)
-
-    return Monitor()
+    return profile

@@ -25,18 +25,3 @@ def load_library(target: Target) -> Any:
             f"The target {target} needs the Python package {module} ({error}): "
             f"install it with pip install 'export-llm[{extra}]'."
         ) from error
-
-
-def make_log(library: Any) -> Any:
-    """Make a logger for TensorRT that keeps its error messages in ``.errors``."""
-
-    class Log(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()

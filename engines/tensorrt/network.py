@@ -99,7 +99,7 @@ def _refusal(parser: Any, target: Target, log: Any) -> str:
     error = parser.get_error(0)
     return (
         f"{target} can't take the {error.node_operator()} node {error.node_name()!r} "
-        f"({error.desc()}): export the model for onnxruntime instead."
+        f"({' '.join(error.desc().split())}): export the model for onnxruntime instead."
     )
 
 

@@ -1,0 +1,84 @@
+"""Writing a bundle: all of it or nothing, by one process at a time."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.bundle import MANIFEST, FileInfo, Manifest, file_info
+from serving.errors import UserError
+
+
+@contextmanager
+def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a temporary sibling of ``bundle`` to write into; it is gone afterwards.
+
+    What a killed run left there is cleared first. Raises UserError where ``bundle`` exists and
+    ``force`` isn't given, or another process is writing it.
+    """
+    _check_free(bundle, force=force)
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    partial = bundle.parent / f".{bundle.name}.partial"
+    descriptor = _locked_directory(partial, bundle)
+    try:
+        for leftover in partial.iterdir():
+            _remove(leftover)
+        yield partial
+    finally:
+        _remove(partial)
+        os.close(descriptor)
+
+
+def commit(partial: Path, bundle: Path, manifest: Manifest, *, force: bool) -> None:
+    """Write the manifest last and move the finished directory into place.
+
+    Raises UserError if ``bundle`` came into being meanwhile and ``force`` isn't given.
+    """
+    (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _check_free(bundle, force=force)
+    previous = bundle.parent / f".{bundle.name}.previous"
+    _remove(previous)
+    if bundle.exists():
+        bundle.rename(previous)
+    partial.rename(bundle)
+    _remove(previous)
+
+
+def checksums(directory: Path) -> dict[str, FileInfo]:
+    """Size and SHA-256 of every file in a directory, by name."""
+    return {file.name: file_info(file) for file in sorted(directory.iterdir())}
+
+
+def _check_free(bundle: Path, *, force: bool) -> None:
+    if not bundle.exists():
+        return
+    if not force:
+        raise UserError(f"{bundle} exists: choose another name, or pass --force to replace it.")
+    if not (bundle / MANIFEST).is_file() and (not bundle.is_dir() or any(bundle.iterdir())):
+        raise UserError(f"{bundle} exists and is no bundle, so --force leaves it alone.")
+
+
+def _locked_directory(partial: Path, bundle: Path) -> int:
+    """Make ``partial`` if needed and lock it; the lock ends with the process, however it ends."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"Another process is exporting to {bundle}: wait for it or choose another name."
+            ) from None
+        if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            return descriptor
+        os.close(descriptor)  # it was renamed or removed between opening and locking
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Finding a checkpoint, checking its files and loading it with every weight accounted for."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from serving.errors import UserError
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose files are complete."""
+
+    name: str
+    directory: Path
+    config: PreTrainedConfig
+    tensors: dict[str, tuple[int, ...]]
+    """Shape of every stored tensor, by name."""
+    trust_remote_code: bool
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored weights."""
+        return sum(_product(shape) for shape in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all its weights from the checkpoint, and the stored tensors it has no use for."""
+
+    model: PreTrainedModel
+    unused: tuple[str, ...]
+
+
+def find_checkpoint(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Find ``name``, a directory or a hub id, and check that it is whole.
+
+    Raises UserError if it isn't a checkpoint, a file is missing or truncated, or the architecture is
+    unknown, needs remote code or is no decoder.
+    """
+    directory = Path(name) if Path(name).is_dir() else _download(name, revision)
+    config = _read_config(directory, name, trust_remote_code=trust_remote_code)
+    return Checkpoint(
+        name=Path(name).resolve().name if Path(name).is_dir() else name,
+        directory=directory,
+        config=config,
+        tensors=_stored_tensors(directory, name),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
+    """Load every weight in ``dtype``; raises UserError if any is missing, misshapen or left over."""
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory,
+            config=checkpoint.config,
+            dtype=dtype,
+            trust_remote_code=checkpoint.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{checkpoint.name} can't be loaded: {_first_line(error)}.") from error
+    _refuse_unaccounted(checkpoint, info)
+    return LoadedModel(model.eval(), _unused(model, checkpoint))
+
+
+def _refuse_unaccounted(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+    if mismatched := sorted(info["mismatched_keys"]):
+        tensor, stored, wanted = mismatched[0]
+        raise UserError(
+            f"The config and the weights of {checkpoint.name} disagree: {tensor} is stored as "
+            f"{list(stored)} and config.json asks for {list(wanted)}"
+            f"{_and_others(len(mismatched))}; fix config.json or get the right weights."
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{checkpoint.name} has no weights for {missing[0]}{_and_others(len(missing))}, which "
+            f"{type(checkpoint.config).__name__} needs: get the complete checkpoint."
+        )
+    if unexpected := sorted(info["unexpected_keys"]):
+        raise UserError(
+            f"{checkpoint.name} has weights that {type(checkpoint.config).__name__} doesn't use: "
+            f"{unexpected[0]}{_and_others(len(unexpected))}; config.json is for another model."
+        )
+
+
+def _unused(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Stored tensors that the architecture is declared to leave aside, such as fixed tables."""
+    patterns = model._keys_to_ignore_on_load_unexpected or ()
+    return tuple(
+        sorted(t for t in checkpoint.tensors if any(re.search(pattern, t) for pattern in patterns))
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.py", "*.txt"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{name} is neither a directory nor a model id that the hub can be asked for "
+            f"({_first_line(error)}): check the spelling and the connection."
+        ) from error
+
+
+def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(f"{name} is no checkpoint: it has no config.json.")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        model_type = raw.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} isn't valid JSON ({error}): get it again.") from error
+    if "auto_map" in raw and not trust_remote_code:
+        raise UserError(
+            f"{name} brings model code of its own: read it, then pass --trust-remote-code to run it."
+        )
+    if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
+        raise UserError(
+            f"{name} has the architecture {model_type!r}, which transformers "
+            f"{transformers.__version__} doesn't know: install a version that does."
+        )
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" not in raw:
+        raise UserError(
+            f"{name} has the architecture {model_type!r}, which is no decoder: only models for "
+            "text generation can be exported."
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # configs validate themselves, each in its own way
+        raise UserError(f"{file} can't be used: {_first_line(error)}.") from error
+
+
+def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
+    if (directory / _INDEX).is_file():
+        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(index.values()))
+    elif (directory / _SINGLE).is_file():
+        files = [_SINGLE]
+    else:
+        raise UserError(
+            f"{name} has no weights in the safetensors format ({_SINGLE}): convert it, or get it "
+            "again."
+        )
+    tensors: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"{name} lacks {file}, which {_INDEX} lists: get that file.")
+        try:
+            with safe_open(directory / file, framework="pt") as opened:
+                for tensor in opened.keys():  # noqa: SIM118 - not a mapping
+                    tensors[tensor] = tuple(opened.get_slice(tensor).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{directory / file} is truncated or damaged ({_first_line(error)}): get it again."
+            ) from error
+    return tensors
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _and_others(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,117 @@
+"""The ``export-llm`` command."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import click
+
+from serving.errors import UserError
+
+_TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--fp16", "dtype", flag_value="float16", help="Weights and cache in float16.")
+@click.option("--bf16", "dtype", flag_value="bfloat16", help="Weights and cache in bfloat16.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(_TARGETS),
+    help="Engine to build; repeat for several.  [default: onnxruntime]",
+)
+@click.option(
+    "--max-length", type=int, help="Most tokens of a sequence.  [default: the model's own]"
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Most rows of a decode step of a TensorRT engine.",
+)
+@click.option("--revision", help="Branch, tag or commit of a model on the hub.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
+@click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@click.option("--bisect", is_flag=True, help="After a failed check, name the first wrong module.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its memory, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the report as JSON.")
+@click.version_option(package_name="export-llm")
+def main(
+    model: str,
+    bundle: Path,
+    dtype: str | None,
+    targets: tuple[str, ...],
+    max_length: int | None,
+    batch: int,
+    revision: str | None,
+    trust_remote_code: bool,
+    force: bool,
+    bisect: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL, a checkpoint's directory or hub id, to the deployable directory BUNDLE.
+
+    The engine is checked against transformers before BUNDLE comes into being; a difference is an
+    error.
+    """
+    if bundle.exists() and not force and not dry_run:
+        raise click.ClickException(
+            f"{bundle} exists: choose another name, or pass --force to replace it."
+        )
+    _quiet_libraries()
+    try:
+        from exporter.export import Request, export, plan_export
+        from exporter.progress import StageDisplay, print_plan
+
+        request = Request(
+            model=model,
+            bundle=bundle,
+            dtype=dtype or "float32",  # type: ignore[arg-type]
+            targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
+            max_length=max_length,
+            batch=batch,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            force=force,
+            bisect=bisect,
+        )
+        if dry_run:
+            print_plan(plan_export(request)[1], as_json=as_json)
+            return
+        with StageDisplay() as stages:
+            export(request, stages)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"export-llm needs {error.name}: pip install 'export-llm[export]'."
+        ) from error
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo((bundle / "report.json").read_text(encoding="utf-8"))
+    else:
+        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+        click.echo(f"{bundle}: {report['parity']['status']}; see {bundle / 'report.md'}")
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' warnings from the user, who can do nothing about them."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if "transformers" in sys.modules:  # pragma: no cover - only when embedded
+        return
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+if __name__ == "__main__":
+    main()

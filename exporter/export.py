@@ -1,0 +1,322 @@
+"""The whole way: checkpoint to graph to engines to a checked bundle."""
+
+import errno
+import gc
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+import torch
+
+from engines import onnxruntime as onnxruntime_target
+from engines.packing import checksums, commit, reserved
+from exporter.attention import UntraceableError
+from exporter.bisect import first_differing_module
+from exporter.checkpoint import Checkpoint, find_checkpoint, load
+from exporter.parity import (
+    ParityReport,
+    compare,
+    random_prompts,
+    rounding_error,
+    run_engine,
+)
+from exporter.plan import DTYPES, Plan, make_plan, refusal
+from exporter.report import write_report
+from exporter.structure import (
+    GraphError,
+    WeightAccount,
+    account_weights,
+    attention_windows,
+    check_graph,
+)
+from exporter.tokenization import special_tokens, write_tokenizer
+from exporter.tracing import cache_layers, trace
+from serving.bundle import (
+    DType,
+    EngineInfo,
+    GraphInfo,
+    LayerInfo,
+    Manifest,
+    ModelInfo,
+    Target,
+)
+from serving.contract import CONTRACT_VERSION
+from serving.errors import UserError
+from serving.onnxruntime import OnnxRuntimeEngine
+
+CHECK_CAPACITY = 256  # tokens; more than the parity gate uses
+_TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
+
+
+class Stages(Protocol):
+    """Shows which stage runs."""
+
+    def start(self, name: str) -> None:
+        """A stage begins; the one before it is done."""
+
+
+@dataclass
+class Clock:
+    """Tells the stages to whoever shows them and measures each, in seconds."""
+
+    stages: Stages
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Run one stage."""
+        self.stages.start(name)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - begin, 2)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    model: str
+    bundle: Path
+    dtype: DType = "float32"
+    targets: tuple[Target, ...] = ("onnxruntime",)
+    max_length: int | None = None
+    batch: int = 1
+    revision: str | None = None
+    trust_remote_code: bool = False
+    force: bool = False
+    bisect: bool = False
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """The standard graph and what was learnt on the way to it."""
+
+    model: ir.Model
+    layers: tuple[LayerInfo, ...]
+    vocab_size: int
+    weights: WeightAccount
+    unused: tuple[str, ...]
+
+
+def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
+    """Check the request and the checkpoint's files; raises UserError. No weight is read."""
+    checkpoint = find_checkpoint(
+        request.model, revision=request.revision, trust_remote_code=request.trust_remote_code
+    )
+    plan = make_plan(
+        checkpoint,
+        request.bundle,
+        dtype=request.dtype,
+        targets=request.targets,
+        max_length=request.max_length,
+        batch=request.batch,
+    )
+    return checkpoint, plan
+
+
+def export(request: Request, stages: Stages) -> Plan:
+    """Export a checkpoint to a checked bundle, or leave nothing behind.
+
+    Raises UserError for whatever the user can mend and for a breach of the parity gate.
+    """
+    clock = Clock(stages)
+    with clock.stage("Checking"):
+        checkpoint, plan = plan_export(request)
+    try:
+        with reserved(request.bundle, force=request.force) as partial:
+            _export_into(partial, request, checkpoint, plan, clock)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"The disk of {request.bundle} is full: make room for {plan.disk / 1e9:.1f} GB."
+        ) from error
+    return plan
+
+
+def _export_into(
+    partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
+) -> None:
+    with clock.stage("Tracing"):
+        traced = _trace(checkpoint, plan)
+    graph = GraphInfo(
+        contract_version=CONTRACT_VERSION,
+        vocab_size=traced.vocab_size,
+        dtype=plan.dtype,
+        layers=traced.layers,
+        max_length=plan.max_length,
+    )
+    served = partial
+    if "onnxruntime" not in plan.targets:
+        served = partial / "check"
+        served.mkdir()
+    with clock.stage("Writing"):
+        engines = _build(traced.model, partial, served, plan)
+        write_tokenizer(checkpoint.directory, partial)
+    weights, unused = traced.weights, traced.unused
+    del traced  # the weights are on disk now; the engine maps them from there
+    gc.collect()
+    with clock.stage("Checking parity"):
+        parity = _check_parity(checkpoint, plan, graph, served)
+    if not parity.passed:
+        raise UserError(_breach(checkpoint, plan, graph, served, parity, bisect=request.bisect))
+    if served is not partial:
+        shutil.rmtree(served)
+    write_report(partial, plan, parity, weights, unused, engines, clock.seconds)
+    with clock.stage("Packing"):
+        files = checksums(partial)
+        manifest = Manifest(
+            format_version=1,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            built_with={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            model=ModelInfo(
+                name=plan.model,
+                architecture=plan.architecture,
+                parameters=plan.parameters,
+                weight_bytes=plan.weight_bytes,
+            ),
+            graph=graph,
+            engines=tuple(engines),
+            tokens=special_tokens(checkpoint, graph.vocab_size),
+            parity=parity.as_dict(),
+            files=files,
+        )
+        commit(partial, request.bundle, manifest, force=request.force)
+
+
+def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
+    loaded = load(checkpoint, DTYPES[plan.dtype])
+    model = loaded.model
+    try:
+        cached = cache_layers(model)
+        graph = trace(model, cached)
+        layers = [layer for layer in cached if layer is not None]
+        check_graph(graph, len(layers), shared=len(layers) < len(cached))
+        state = {**model.state_dict(keep_vars=True), **dict(model.named_buffers())}
+        weights = account_weights(graph, state)
+    except (UntraceableError, GraphError) as error:
+        raise refusal(checkpoint, error) from error
+    windows = attention_windows(graph, len(layers))
+    return TracedGraph(
+        graph,
+        tuple(
+            LayerInfo(kv_heads=c.kv_heads, key_dim=c.key_dim, value_dim=c.value_dim, window=window)
+            for c, window in zip(layers, windows, strict=True)
+        ),
+        int(graph.graph.outputs[0].shape[2]),
+        weights,
+        loaded.unused,
+    )
+
+
+def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[EngineInfo]:
+    """Build every target's engine into ``partial`` and what parity is checked on into ``served``."""
+    engines = []
+    tensorrt_targets = [target for target in plan.targets if target != "onnxruntime"]
+    if served is not partial:
+        _write_check_graph(graph.clone(), served, plan)
+    for target in tensorrt_targets:
+        from engines.tensorrt.builder import build
+
+        built = build(
+            graph.clone(), partial, target=target, max_length=plan.max_length, batch=plan.batch
+        )
+        engines.append(
+            EngineInfo(
+                target=target,
+                file=built.name,
+                weight_bytes=plan.weight_bytes,
+                max_batch=plan.batch,
+                max_sequence=plan.max_length,
+                runtime_version=built.runtime_version,
+                compute_capabilities=built.compute_capabilities,
+            )
+        )
+    if "onnxruntime" in plan.targets:
+        onnxruntime_target.lower(graph)
+        onnxruntime_target.write(graph, partial)
+        engines.append(
+            EngineInfo(
+                target="onnxruntime",
+                file=onnxruntime_target.MODEL_FILE,
+                weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
+                runtime_version=importlib.metadata.version("onnxruntime"),
+            )
+        )
+    return engines
+
+
+def _write_check_graph(graph: ir.Model, directory: Path, plan: Plan) -> None:
+    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
+    from engines.tensorrt.lowering import lower
+
+    lower(graph, _check_length(plan))
+    onnxruntime_target.write(graph, directory)
+
+
+def _check_length(plan: Plan) -> int:
+    """Capacity that parity is checked with."""
+    return min(plan.max_length, CHECK_CAPACITY)
+
+
+def _check_parity(
+    checkpoint: Checkpoint, plan: Plan, graph: GraphInfo, directory: Path
+) -> ParityReport:
+    capacity = _check_length(plan)
+    prompts = random_prompts(graph.vocab_size, capacity)
+    engine = OnnxRuntimeEngine(
+        directory / onnxruntime_target.MODEL_FILE, graph, slots=len(prompts), capacity=capacity
+    )
+    with engine:
+        runs = run_engine(engine, prompts, capacity)
+    del engine
+    reference = load(checkpoint, torch.float32).model
+    rounding = None
+    if plan.dtype != "float32":
+        lower = load(checkpoint, DTYPES[plan.dtype]).model
+        rounding = rounding_error(reference, lower, prompts)
+        del lower
+    return compare(runs, reference, engine=_checked(plan), rounding=rounding)
+
+
+def _checked(plan: Plan) -> str:
+    version = importlib.metadata.version("onnxruntime")
+    if "onnxruntime" in plan.targets:
+        return f"the engine in ONNX Runtime {version} on the CPU"
+    return (
+        f"the graph that {' and '.join(plan.targets)} was built from, in ONNX Runtime {version} on "
+        "the CPU (the engine itself needs a GPU and was not run)"
+    )
+
+
+def _breach(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    graph: GraphInfo,
+    directory: Path,
+    parity: ParityReport,
+    *,
+    bisect: bool,
+) -> str:
+    text = f"{plan.model} was not exported: {parity.reason()}"
+    if not bisect:
+        return f"{text}; run again with --bisect to see in which module."
+    module = first_differing_module(
+        directory / onnxruntime_target.MODEL_FILE,
+        graph,
+        load(checkpoint, torch.float32).model,
+        tolerance=parity.tolerance_max / parity.largest_logit,
+    )
+    where = (
+        f"the first module whose output differs is {module}"
+        if module
+        else ("no module's output differs by itself, so the head or the cache is to blame")
+    )
+    return f"{text}; {where}."

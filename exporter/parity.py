@@ -1,0 +1,221 @@
+"""The parity gate: the engine as it will be served, against transformers.
+
+The engine prefills ragged prompts whole and in chunks and decodes them greedily in one batch. Then
+transformers computes every position of the resulting sequences in one pass each. If its first choice
+agrees at each position, its own greedy decoding gives the same tokens, by induction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from serving.engine import Engine
+
+Floats = npt.NDArray[np.float32]
+
+PROMPT_LENGTHS = (23, 9, 16)
+NEW_TOKENS = 64
+CHUNK = 7
+# Largest and mean difference of logits in float32, as a share of the largest logit.
+MAX_ERROR, MEAN_ERROR = 2e-4, 2e-5
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """What the engine did with one prompt: logits are float32 [positions, vocab]."""
+
+    prompt: list[int]
+    tokens: list[int]
+    prefill: Floats
+    chunked: Floats
+    decode: Floats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way of running the engine against the reference, over all positions."""
+
+    name: str
+    positions: int
+    max_error: float
+    mean_error: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first position where the engine and the reference choose different tokens."""
+
+    prompt: int
+    position: int
+    engine_token: int
+    reference_token: int
+    margin: float
+    """By how much the reference prefers its own token, in logits."""
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Outcome of the gate; errors are in logits, tolerances too."""
+
+    status: str
+    reference: str
+    engine: str
+    tolerance_max: float
+    tolerance_mean: float
+    largest_logit: float
+    greedy_tokens: int
+    comparisons: tuple[Comparison, ...]
+    divergence: Divergence | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine may be served."""
+        return self.status == "passed"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest and report.json."""
+        return asdict(self)
+
+    def reason(self) -> str:
+        """Say in a clause what was breached."""
+        worst = max(self.comparisons, key=lambda comparison: comparison.max_error)
+        text = f"logits differ by up to {worst.max_error:.3g} ({worst.name}; {self.tolerance_max:.3g} allowed)"
+        if self.divergence is not None:
+            text += (
+                f", greedy decoding diverges at token {self.divergence.position} of prompt "
+                f"{self.divergence.prompt}"
+            )
+        return text
+
+
+def random_prompts(vocab_size: int, max_length: int) -> list[list[int]]:
+    """Ragged prompts of random tokens, fixed by a seed, that leave room to decode."""
+    random = np.random.default_rng(20240229)
+    longest = max(1, max_length - min(NEW_TOKENS, max_length // 2))
+    return [random.integers(0, vocab_size, min(n, longest)).tolist() for n in PROMPT_LENGTHS]
+
+
+def run_engine(
+    engine: Engine, prompts: Sequence[Sequence[int]], max_length: int
+) -> list[EngineRun]:
+    """Prefill each prompt whole and in chunks, then decode all of them greedily in one batch."""
+    prefill = [_prefill(engine, prompt, slot, len(prompt)) for slot, prompt in enumerate(prompts)]
+    chunked = [_prefill(engine, prompt, slot, CHUNK) for slot, prompt in enumerate(prompts)]
+    new_tokens = min(NEW_TOKENS, max_length - max(map(len, prompts)))
+    tokens = [[int(logits[-1].argmax())] for logits in chunked]
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    decoded: list[list[Floats]] = [[] for _ in prompts]
+    last = np.zeros((len(prompts), 1), dtype=np.int64)
+    for step in range(new_tokens - 1):
+        newest = np.array([[row[-1]] for row in tokens], dtype=np.int64)
+        logits = engine.step(newest, lengths + step, last)
+        for row in range(len(prompts)):
+            decoded[row].append(logits[row, 0].copy())
+            tokens[row].append(int(logits[row, 0].argmax()))
+    empty = np.zeros((0, engine.vocab_size), dtype=np.float32)
+    return [
+        EngineRun(list(prompt), *rest, np.stack(steps) if steps else empty)
+        for prompt, *rest, steps in zip(prompts, tokens, prefill, chunked, decoded, strict=True)
+    ]
+
+
+def compare(
+    runs: Sequence[EngineRun], model: PreTrainedModel, *, engine: str, rounding: float | None = None
+) -> ParityReport:
+    """Compare what the engine did with ``model`` in float32.
+
+    ``rounding`` is the largest difference that the engine's lower precision makes in transformers
+    itself; None stands for float32, whose tolerance is a share of the largest logit.
+    """
+    references = [reference_logits(model, [*run.prompt, *run.tokens[:-1]]) for run in runs]
+    largest = max(float(np.abs(reference).max()) for reference in references)
+    limit, mean_limit = MAX_ERROR * largest, MEAN_ERROR * largest
+    if rounding is not None:
+        limit, mean_limit = 4 * rounding, rounding
+    split = [
+        (reference[: len(run.prompt)], reference[len(run.prompt) :])
+        for run, reference in zip(runs, references, strict=True)
+    ]
+    comparisons = (
+        _comparison(
+            "prefill", [(run.prefill, ref) for run, (ref, _) in zip(runs, split, strict=True)]
+        ),
+        _comparison(
+            "chunked prefill",
+            [(run.chunked, ref) for run, (ref, _) in zip(runs, split, strict=True)],
+        ),
+        _comparison(
+            "ragged decode", [(run.decode, ref) for run, (_, ref) in zip(runs, split, strict=True)]
+        ),
+    )
+    divergence = _divergence(runs, references)
+    # A choice between two tokens closer than the tolerance is a tie, not a divergence.
+    diverged = divergence is not None and divergence.margin > limit
+    close = all(c.max_error <= limit and c.mean_error <= mean_limit for c in comparisons)
+    return ParityReport(
+        status="passed" if close and not diverged else "failed",
+        reference=f"transformers float32, {len(runs)} prompts of {', '.join(str(len(run.prompt)) for run in runs)} tokens",
+        engine=engine,
+        tolerance_max=limit,
+        tolerance_mean=mean_limit,
+        largest_logit=largest,
+        greedy_tokens=min(len(run.tokens) for run in runs),
+        comparisons=comparisons,
+        divergence=divergence,
+    )
+
+
+def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
+    """Logits of every position in one pass of transformers, float32 [positions, vocab]."""
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, return_dict=True)
+    return output.logits[0].float().numpy()
+
+
+def rounding_error(
+    model: PreTrainedModel, lower: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> float:
+    """Largest difference in logits that a lower precision makes within transformers."""
+    return max(
+        float(np.abs(reference_logits(model, p) - reference_logits(lower, p)).max())
+        for p in prompts
+    )
+
+
+def _prefill(engine: Engine, prompt: Sequence[int], slot: int, chunk: int) -> Floats:
+    parts = []
+    for start in range(0, len(prompt), chunk):
+        ids = np.array([prompt[start : start + chunk]], dtype=np.int64)
+        positions = np.arange(ids.shape[1], dtype=np.int64)[None]
+        past = np.array([start], dtype=np.int64)
+        parts.append(engine.step(ids, past, positions, first_slot=slot)[0].copy())
+    return np.concatenate(parts)
+
+
+def _comparison(name: str, pairs: Sequence[tuple[Floats, Floats]]) -> Comparison:
+    ours = np.concatenate([pair[0] for pair in pairs])
+    theirs = np.concatenate([pair[1] for pair in pairs])
+    if len(ours) == 0:
+        return Comparison(name, 0, 0.0, 0.0, 1.0)
+    error = np.abs(ours - theirs)
+    # A NaN compares as no breach, so it is made the largest one.
+    worst = float(error.max()) if np.isfinite(error).all() else float("inf")
+    agreement = float((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).mean())
+    return Comparison(name, len(ours), worst, float(error.mean()), agreement)
+
+
+def _divergence(runs: Sequence[EngineRun], references: Sequence[Floats]) -> Divergence | None:
+    for index, (run, reference) in enumerate(zip(runs, references, strict=True)):
+        for position, token in enumerate(run.tokens):
+            logits = reference[len(run.prompt) - 1 + position]
+            best = int(logits.argmax())
+            if best != token:
+                margin = float(logits[best] - logits[token])
+                return Divergence(index, position, token, best, margin)
+    return None

@@ -1,0 +1,145 @@
+"""What an export will do, decided and checked before any weight is read."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from exporter.attention import UntraceableError
+from exporter.checkpoint import Checkpoint
+from exporter.tracing import CacheLayer, cache_layers
+from serving.bundle import DType, Target
+from serving.errors import UserError
+
+DTYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Config attributes that hold a model's maximum length, most usual first.
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length", "max_sequence_length")
+_UNLIMITED = 2048  # for architectures that name no maximum
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The export's parameters and what they will cost, in bytes."""
+
+    model: str
+    architecture: str
+    parameters: int
+    dtype: DType
+    targets: tuple[Target, ...]
+    max_length: int
+    batch: int
+    layers: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    export_memory: int
+    disk: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    bundle: Path,
+    *,
+    dtype: DType,
+    targets: tuple[Target, ...],
+    max_length: int | None,
+    batch: int,
+) -> Plan:
+    """Decide lengths and limits and estimate costs.
+
+    Raises UserError for combinations that can't work, an architecture that can't be traced, and too
+    little disk space.
+    """
+    if dtype == "bfloat16" and "onnxruntime" in targets:
+        raise UserError(
+            "ONNX Runtime has no bfloat16 kernels for the CPU, so the engine couldn't be checked: "
+            "use --fp16 or float32, or a TensorRT target."
+        )
+    model = empty_model(checkpoint)
+    layers = [layer for layer in probe_layers(checkpoint, model) if layer is not None]
+    width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
+    stored = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    weight_bytes = stored * ELEMENT_BYTES[dtype]
+    plan = Plan(
+        model=checkpoint.name,
+        architecture=checkpoint.config.model_type,
+        parameters=stored,
+        dtype=dtype,
+        targets=targets,
+        max_length=_limit(checkpoint.config, max_length),
+        batch=batch,
+        layers=len(layers),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=width * ELEMENT_BYTES[dtype],
+        export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
+        disk=weight_bytes * len(targets) + 20_000_000,
+    )
+    _check_disk(bundle, plan.disk)
+    return plan
+
+
+def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model without memory for its weights; raises UserError if it can't be built."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+            ).eval()
+    except Exception as error:  # each architecture checks its config in its own way
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"transformers can't build {checkpoint.name} from its config.json ({reason[0]})."
+        ) from error
+
+
+def probe_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> list[CacheLayer | None]:
+    """Shapes of the cache of an empty model; raises UserError if it isn't keys and values alone."""
+    try:
+        with torch.device("meta"):
+            return cache_layers(model)
+    except UntraceableError as error:
+        raise refusal(checkpoint, error) from error
+
+
+def refusal(checkpoint: Checkpoint, error: Exception) -> UserError:
+    """The one sentence for an architecture that can't be exported."""
+    return UserError(
+        f"{checkpoint.name} has the architecture {checkpoint.config.model_type!r}, which can't be "
+        f"exported: {error}."
+    )
+
+
+def _limit(config: PreTrainedConfig, wanted: int | None) -> int:
+    text_config = config.get_text_config(decoder=True)
+    own = next(
+        (n for name in _LENGTHS if isinstance(n := getattr(text_config, name, None), int)), 0
+    )
+    longest = own or _UNLIMITED
+    if wanted is None:
+        return longest
+    if wanted < 2 or wanted > longest:
+        raise UserError(
+            f"--max-length {wanted} isn't possible: this model takes from 2 to {longest} tokens."
+        )
+    return wanted
+
+
+def _check_disk(bundle: Path, needed: int) -> None:
+    existing = next(path for path in (bundle, *bundle.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{bundle} needs {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free: "
+            "make room or choose another disk."
+        )

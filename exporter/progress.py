@@ -1,0 +1,74 @@
+"""What the export command shows: the stage that runs, and the plan."""
+
+import json
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from exporter.plan import Plan
+
+
+class StageDisplay:
+    """Shows each stage with its time on a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def start(self, name: str) -> None:
+        """A stage begins; the one before it is done."""
+        self._finish()
+        self._progress.add_task(name, total=1)
+
+    def _finish(self) -> None:
+        for task in self._progress.task_ids:
+            self._progress.update(task, completed=1)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._finish()
+        self._progress.stop()
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print what an export would do and need."""
+    if as_json:
+        print(json.dumps(plan.as_dict(), indent=2))
+        return
+    table = Table(title=f"Plan for {plan.model}", show_header=False)
+    rows = {
+        "architecture": f"{plan.architecture}, {plan.parameters:,} parameters, {plan.layers} layers",
+        "precision": plan.dtype,
+        "targets": ", ".join(plan.targets),
+        "most tokens": f"{plan.max_length:,}",
+        "weights": _megabytes(plan.weight_bytes),
+        "cache a token": f"{plan.kv_bytes_per_token / 1e3:,.1f} kB",
+        "cache a full sequence": _megabytes(plan.kv_bytes_per_token * plan.max_length),
+        "memory to export": f"about {_megabytes(plan.export_memory)}",
+        "disk": f"about {_megabytes(plan.disk)}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

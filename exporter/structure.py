@@ -1,0 +1,110 @@
+"""Checks on the traced graph itself: the contract, one attention a layer, every weight accounted for."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from serving.contract import (
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_POSITIONS,
+    PARTS,
+    PAST_LENGTHS,
+    WINDOW_METADATA,
+    past_name,
+    present_name,
+)
+
+# Constants larger than this, in elements, must be weights or buffers of the model.
+_LARGEST_CONSTANT = 4096
+
+
+class GraphError(Exception):
+    """The traced graph isn't what the contract asks for: nothing built from it could be right."""
+
+
+@dataclass(frozen=True)
+class WeightAccount:
+    """Which of the model's weights the graph uses."""
+
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def check_graph(model: ir.Model, layers: int, *, shared: bool = False) -> None:
+    """Raise GraphError unless the graph has the contract's form with ``layers`` cache layers.
+
+    Each has one Attention node and two cache updates; where layers may have ``shared`` caches,
+    there may be more Attention nodes than caches.
+    """
+    graph = model.graph
+    _check_names(graph, layers)
+    operators = Counter(node.op_type for node in graph)
+    foreign = {node.domain for node in graph} - {"", "ai.onnx"}
+    if foreign:
+        raise GraphError(f"operators outside the ONNX standard: {', '.join(sorted(foreign))}")
+    attentions = operators["Attention"]
+    if attentions < layers or (attentions > layers and not shared):
+        raise GraphError(
+            f"{attentions} Attention nodes for {layers} layers with a cache: the "
+            "attention code of this architecture isn't understood"
+        )
+    if operators["TensorScatter"] != 2 * layers:
+        raise GraphError(f"{operators['TensorScatter']} cache updates for {layers} layers")
+    for layer in range(layers):
+        for part in PARTS:
+            _check_update(graph, past_name(layer, part), present_name(layer, part))
+
+
+def account_weights(model: ir.Model, state: dict[str, object]) -> WeightAccount:
+    """Match the graph's initialisers with the names of the model's parameters and buffers.
+
+    ``state`` maps every name to its tensor; tied names map to the same one. Raises GraphError for
+    a large constant that is none of them.
+    """
+    used: set[str] = set()
+    by_identity: dict[int, set[str]] = {}
+    for name, tensor in state.items():
+        by_identity.setdefault(id(tensor), set()).add(name)
+    for name, value in model.graph.initializers.items():
+        if name in state:
+            used |= by_identity[id(state[name])]
+        elif value.const_value is not None and value.const_value.size > _LARGEST_CONSTANT:
+            raise GraphError(
+                f"{name} is a constant of {value.const_value.size} elements that is no weight"
+            )
+    return WeightAccount(tuple(sorted(used)), tuple(sorted(set(state) - used)))
+
+
+def attention_windows(model: ir.Model, layers: int) -> list[int | None]:
+    """The sliding window of each layer's attention, None where it sees everything."""
+    outputs = {value.name: value for value in model.graph.outputs}
+    windows = []
+    for layer in range(layers):
+        readers = [use.node for use in outputs[present_name(layer, "key")].uses()]
+        window = next((w for r in readers if (w := r.metadata_props.get(WINDOW_METADATA))), None)
+        windows.append(int(window) if window is not None else None)
+    return windows
+
+
+def _check_names(graph: ir.Graph, layers: int) -> None:
+    pairs = [(layer, part) for layer in range(layers) for part in PARTS]
+    inputs = [INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*pair) for pair in pairs)]
+    outputs = [LOGITS, *(present_name(*pair) for pair in pairs)]
+    if [value.name for value in graph.inputs] != inputs:
+        raise GraphError("its inputs are not those of the contract")
+    if [value.name for value in graph.outputs] != outputs:
+        raise GraphError("its outputs are not those of the contract")
+    for value in graph.inputs:
+        if not value.uses():
+            raise GraphError(f"its input {value.name} is used nowhere")
+
+
+def _check_update(graph: ir.Graph, past: str, present: str) -> None:
+    output = next(value for value in graph.outputs if value.name == present)
+    update = output.producer()
+    if update is None or update.op_type != "TensorScatter" or update.inputs[0] is None:
+        raise GraphError(f"{present} is no cache update")
+    if update.inputs[0].name != past:
+        raise GraphError(f"{present} updates {update.inputs[0].name} instead of {past}")

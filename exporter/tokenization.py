@@ -1,0 +1,55 @@
+"""The tokenizer, chat template and special tokens that a bundle carries."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from exporter.checkpoint import Checkpoint
+from serving.bundle import SpecialTokens
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def write_tokenizer(checkpoint: Path, directory: Path) -> None:
+    """Write the tokenizer as ``tokenizer.json``, converted if need be, and generation_config.json.
+
+    A checkpoint without a tokenizer gives a bundle that takes token ids.
+    """
+    generation = checkpoint / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, directory / generation.name)
+    if not any((checkpoint / source).is_file() for source in _SOURCES):
+        return
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer.save_pretrained(temporary)
+        for name in FILES:
+            if (Path(temporary) / name).is_file():
+                shutil.copyfile(Path(temporary) / name, directory / name)
+
+
+def special_tokens(checkpoint: Checkpoint, vocab_size: int) -> SpecialTokens:
+    """Special tokens of the config and the generation config; their EOS ids are united."""
+    file = checkpoint.directory / "generation_config.json"
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = checkpoint.config.get_text_config(decoder=True)
+    ends = {
+        *_ids(generation.get("eos_token_id")),
+        *_ids(getattr(config, "eos_token_id", None)),
+    }
+    return SpecialTokens(
+        bos=next(iter(_ids(getattr(config, "bos_token_id", None))), None),
+        eos=tuple(sorted(token for token in ends if token < vocab_size)),
+        pad=next(iter(_ids(getattr(config, "pad_token_id", None))), None),
+    )
+
+
+def _ids(value: int | Iterable[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [token for token in ([value] if isinstance(value, int) else value) if token >= 0]
