@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -55,7 +55,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
         yield f"engine {engine.target}", f"{engine.runtime_version}, {', '.join(limits)}"
     tokens = manifest.tokens
     yield "special tokens", f"bos {tokens.bos}, eos {list(tokens.eos)}, pad {tokens.pad}"
-    yield "parity", _pairs(manifest.parity)
+    yield from _parity(manifest.parity)
     yield "created", manifest.created
     yield (
         "built with",
@@ -75,8 +75,20 @@ def _layers(layers: "tuple[LayerInfo, ...]") -> str:
     )
 
 
+def _parity(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Show a bundle's parity figures: what holds for all, then one row a comparison."""
+    yield "parity", _pairs({name: value for name, value in parity.items() if name != "comparisons"})
+    for comparison in parity.get("comparisons", ()):
+        figures = dict(comparison)
+        yield f"parity, {figures.pop('name')}", _pairs(figures)
+
+
 def _pairs(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for name, value in values.items()
+        if value is not None
+    )
 
 
 def _size(size: float) -> str:

@@ -146,6 +146,16 @@ def test_inspect_shows_what_is_in_a_bundle(bundle: str) -> None:
     assert document["model"]["name"] == "tiny"
 
 
+def test_inspect_shows_parity_a_comparison_a_row(tmp_path: Path) -> None:
+    comparison = {"name": "prefill", "max_error": 1.23456e-6, "top1_agreement": 1.0}
+    parity = {"status": "passed", "divergence": None, "comparisons": [comparison]}
+    shown = run("inspect", str(make_bundle(tmp_path / "bundle", parity=parity))).stdout
+    assert "status passed" in shown
+    assert "parity, prefill" in shown
+    assert "max error 1.23e-06, top1 agreement 1" in shown
+    assert "divergence" not in shown
+
+
 def test_doctor_runs_what_it_reports() -> None:
     result = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(result.stdout)}
