@@ -3,11 +3,11 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from engines.passes.explicit_softcap import spell_out_softcap
+from engines.passes.explicit_attention import spell_out_attention
 from engines.passes.fixed_capacity import fix_capacity
 from engines.passes.scaled_queries import scale_queries
 
-PASSES = (scale_queries, spell_out_softcap)
+PASSES = (scale_queries, spell_out_attention)
 
 
 def lower(model: ir.Model, max_length: int) -> None:

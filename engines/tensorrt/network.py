@@ -16,8 +16,8 @@ from engines.passes.sizes import known_type, static_size
 from serving.bundle import Target
 from serving.errors import UserError
 
-# The widest head that TensorRT's fused attention takes, in half precision.
-WIDEST_FUSED_HEAD = 256
+# Head sizes that TensorRT's fused attention takes, in half precision.
+FUSED_HEADS = range(16, 257, 8)
 # Initialisers above this stay where they are: the parser is given their address.
 _LARGEST_COPIED = 1024
 
@@ -147,7 +147,7 @@ def kv_lengths(node: ir.Node) -> ir.Value | None:
 def lacks_kernel(node: ir.Node) -> bool:
     """Whether TensorRT has no fused kernel for an Attention node's type or head size."""
     float32 = known_type(node.outputs[0]) == ir.DataType.FLOAT
-    return float32 or static_size(node.inputs[1], 3) > WIDEST_FUSED_HEAD
+    return float32 or static_size(node.inputs[1], 3) not in FUSED_HEADS
 
 
 def name_of(value: ir.Value | None) -> str:
