@@ -1,0 +1,139 @@
+"""Engines really built, on a machine without a GPU, and what a failed build says and leaves."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engines.tensorrt import builder, network, verifier
+from engines.tensorrt.builder import DECODE_PROFILE, PREFILL_PROFILE, build, step_profile
+from engines.tensorrt.library import load_library
+from exporter.tracing import cache_layers, trace
+from serving.bundle import DType
+from serving.errors import UserError
+from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
+from tests.engines.tensorrt.test_network import mended
+
+pytest.importorskip("tensorrt_rtx")
+SIZES: dict[str, Any] = {"max_length": 64, "batch": 3, "prefill_chunk": 16}
+
+
+def build_rtx(model: ir.Model, directory: Path, **options: Any) -> builder.EngineFile:
+    return build(model, directory, target="tensorrt-rtx", **(SIZES | options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_kind_of_layer_builds_in_every_type(tmp_path: Path, dtype: DType) -> None:
+    built = build_rtx(decoder(CAUSAL, WINDOW, CAPPED_WINDOW, dtype=dtype), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.tensorrt-rtx.engine"]
+    assert (tmp_path / built.name).stat().st_size > 100_000
+    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert built.runtime_version == load_library("tensorrt-rtx").__version__
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("qwen2_window", torch.float16),
+        ("gpt2", torch.float32),
+        ("gemma2", torch.float16),
+        ("gemma3", torch.bfloat16),
+    ],
+)
+def test_a_checkpoint_builds(
+    tmp_path: Path, checkpoint: Callable[[str], Path], architecture: str, dtype: torch.dtype
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(architecture), dtype=dtype).eval()
+    built = build_rtx(trace(model, cache_layers(model)), tmp_path)
+    assert (tmp_path / built.name).stat().st_size > 100_000
+
+
+def test_profiles_are_one_row_of_a_prompt_and_one_token_of_every_row() -> None:
+    parsed, _ = mended(CAUSAL)
+    shapes = {
+        name: [
+            [tuple(shape) for shape in step_profile(parsed, rows, tokens).get_shape(name)]
+            for rows, tokens in ((1, 8), (3, 1))
+        ]
+        for name in ("input_ids", "past_lengths", "logits_positions", "past_key_values.0.key")
+    }
+    assert shapes == {
+        "input_ids": [[(1, 1), (1, 8), (1, 8)], [(1, 1), (3, 1), (3, 1)]],
+        "past_lengths": [[(1,), (1,), (1,)], [(1,), (3,), (3,)]],
+        "logits_positions": [[(1, 1), (1, 1), (1, 8)], [(1, 1), (3, 1), (3, 1)]],
+        "past_key_values.0.key": [
+            [(1, 2, 16, 16)] * 3,
+            [(1, 2, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16)],
+        ],
+    }
+
+
+def test_progress_ends_at_one(tmp_path: Path) -> None:
+    phases: dict[str, list[float]] = {}
+    build_rtx(
+        decoder(CAUSAL, dtype="float16"),
+        tmp_path,
+        progress=lambda phase, done: phases.setdefault(phase, []).append(done),
+    )
+    assert "Building engine" in phases
+    assert {done[-1] for done in phases.values()} == {1.0}
+    assert all(0 <= step <= 1 for done in phases.values() for step in done)
+
+
+def test_a_failed_build_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (network, verifier):
+        monkeypatch.setattr(module, "lacks_kernel", lambda _: False)
+    with pytest.raises(UserError, match=r"can't build the engine \(.*dedicated kernel"):
+        build_rtx(decoder(CAUSAL, dtype="float32"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.tensorrt-rtx.engine").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="can't be written"):
+        build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UserError, match=r"pip install 'export-llm\[tensorrt\]'"):
+        build(decoder(CAUSAL), tmp_path, target="tensorrt", **SIZES)
+
+
+def test_a_library_without_named_gpus_is_asked_for_ampere_and_newer() -> None:
+    library = SimpleNamespace(HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"))
+    config = SimpleNamespace()
+    assert builder.make_portable(config, library) == ()
+    assert config.hardware_compatibility_level == "ampere"
+
+
+@pytest.mark.gpu
+def test_the_engine_keeps_the_contract(tmp_path: Path) -> None:
+    library = load_library("tensorrt-rtx")
+    model = decoder(CAUSAL, dtype="float16")
+    built = build_rtx(model, tmp_path)
+    runtime = library.Runtime(library.Logger())
+    engine = runtime.deserialize_cuda_engine((tmp_path / built.name).read_bytes())
+    names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+    assert names == {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    assert engine.num_optimization_profiles == 2
+    assert engine.get_tensor_dtype("logits") == library.DataType.HALF
+    for part in ("key", "value"):
+        past, present = f"past_key_values.0.{part}", f"present.0.{part}"
+        assert engine.get_aliased_input_tensor(present) == past
+        assert tuple(engine.get_tensor_shape(past)) == (-1, 2, 64, 16)
+        prefill = engine.get_tensor_profile_shape(past, PREFILL_PROFILE)
+        decode = engine.get_tensor_profile_shape(past, DECODE_PROFILE)
+        assert (prefill[-1][0], decode[-1][0]) == (1, 3)

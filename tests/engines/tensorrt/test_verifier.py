@@ -1,0 +1,156 @@
+"""The verifier finds every way in which a network may differ from its graph: each is tried."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from engines.tensorrt.lowering import lower
+from engines.tensorrt.network import Network, mend
+from engines.tensorrt.verifier import VerificationError, verify
+from serving.bundle import DType
+from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
+from tests.engines.tensorrt.test_network import CAPACITY, attention_of, mended, parsed
+
+pytest.importorskip("tensorrt_rtx")
+ATTENTION = "layers.0/Attention"
+
+Change = Callable[[Network], None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_mended_network_is_right(dtype: DType) -> None:
+    verify(*mended(CAUSAL, WINDOW, CAPPED_WINDOW, dtype=dtype))
+
+
+def test_a_network_that_was_not_mended() -> None:
+    model = decoder(CAUSAL, dtype="float16")
+    lower(model, CAPACITY)
+    with pytest.raises(VerificationError, match=r"attention 'layers\.0/Attention' has the query"):
+        verify(parsed(model), model)
+
+
+def upper_left(network: Network) -> None:
+    kinds = network.library.CausalMaskKind
+    attention_of(network, ATTENTION).causal_kind = kinds.UPPER_LEFT
+
+
+def no_lengths(network: Network) -> None:
+    attention_of(network, ATTENTION).key_value_lengths = None
+
+
+def other_lengths(network: Network) -> None:
+    int32 = network.library.DataType.INT32
+    past = network.definition.add_cast(network.tensors["past_lengths"], int32)
+    attention_of(network, ATTENTION).key_value_lengths = past.get_output(0)
+
+
+def other_keys(network: Network) -> None:
+    attention_of(network, ATTENTION).set_input(1, network.tensors["present.0.value"])
+
+
+def decomposable(network: Network) -> None:
+    attention_of(network, ATTENTION).decomposable = True
+
+
+def swapped_outputs(network: Network) -> None:
+    key, value = network.tensors["present.0.key"], network.tensors["present.0.value"]
+    key.name, value.name = "swapped", "present.0.key"
+    key.name = "present.0.value"
+
+
+def one_output_less(network: Network) -> None:
+    network.definition.unmark_output(network.tensors["present.0.value"])
+
+
+def other_shape(network: Network) -> None:
+    network.tensors["past_key_values.0.key"].shape = (-1, 2, CAPACITY + 1, 16)
+
+
+def other_write_positions(network: Network) -> None:
+    int32 = network.library.DataType.INT32
+    lengths = network.definition.add_cast(network.tensors["lengths"], int32)
+    update = next(network.layers("KV_CACHE_UPDATE"))
+    update.set_input(2, lengths.get_output(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (upper_left, "has causal kind UPPER_LEFT, not LOWER_RIGHT"),
+        (no_lengths, "has no KV lengths"),
+        (other_lengths, "not 'lengths'"),
+        (other_keys, "has the key 'present.0.value', not 'present.0.key'"),
+        (decomposable, "has decomposable = True"),
+        (swapped_outputs, "'present.0.value', not"),
+        (one_output_less, "outputs present.0.value are not in both"),
+        (other_shape, "'past_key_values.0.key' has shape"),
+        (other_write_positions, "doesn't write at past_lengths"),
+    ],
+)
+def test_a_changed_network_is_refused(change: Change, said: str) -> None:
+    network, model = mended(CAUSAL)
+    change(network)
+    with pytest.raises(VerificationError, match=said):
+        verify(network, model)
+
+
+def test_a_mask_instead_of_causal_attention() -> None:
+    network, model = mended(WINDOW)
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    node.replace_input_with(3, None)
+    with pytest.raises(VerificationError, match="has unasked mask"):
+        verify(network, model)
+
+
+def test_another_mask() -> None:
+    network, model = mended(WINDOW)
+    attention_of(network, ATTENTION).mask = network.tensors["causal"]
+    with pytest.raises(VerificationError, match="has mask 'causal', not 'window_mask'"):
+        verify(network, model)
+
+
+def test_another_type() -> None:
+    network, model = mended(CAUSAL)
+    (logits,) = (value for value in model.graph.outputs if value.name == "logits")
+    logits.type = ir.TensorType(ir.DataType.FLOAT)
+    with pytest.raises(VerificationError, match="'logits' is of type HALF, not FLOAT"):
+        verify(network, model)
+
+
+def test_a_scale_left_in_the_graph() -> None:
+    network, model = mended(CAUSAL)
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    node.attributes["scale"] = ir.AttrFloat32("scale", 0.5)
+    with pytest.raises(VerificationError, match="has a scale"):
+        verify(network, model)
+
+
+def test_an_input_that_nothing_uses() -> None:
+    model = decoder(CAUSAL, dtype="float16")
+    lower(model, CAPACITY)
+    gather = next(node for node in model.graph if node.op_type == "GatherElements")
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    column = next(node for node in model.graph if node.outputs[0].name == "column")
+    column.replace_input_with(0, ids)
+    assert gather.inputs[1] is not None
+    network = parsed(model)
+    mend(network, model)
+    with pytest.raises(VerificationError, match="nothing uses the input logits_positions"):
+        verify(network, model)
+
+
+def test_a_cache_that_is_not_updated() -> None:
+    model = decoder(CAUSAL, dtype="float16")
+    lower(model, CAPACITY)
+    update = next(node for node in model.graph if node.op_type == "TensorScatter")
+    copy = ir.node("Identity", [update.inputs[0]], name="copy")
+    model.graph.insert_before(update, [copy])
+    present, made = update.outputs[0], copy.outputs[0]
+    made.type, made.shape, made.name, present.name = present.type, present.shape, present.name, "x"
+    present.replace_all_uses_with(made, replace_graph_outputs=True)
+    model.graph.remove(update, safe=True)
+    network = parsed(model)
+    mend(network, model)
+    with pytest.raises(VerificationError, match=r"'past_key_values\.0\.key' is updated 0 times"):
+        verify(network, model)
