@@ -51,10 +51,10 @@ class Network:
 def parse(model: ir.Model, target: Target, library: Any, log: Any) -> Network:
     """Parse a lowered graph; its weights are used where they lie, without a copy.
 
-    Raises UserError that names the node where the parser refuses one.
+    Raises UserError if TensorRT doesn't start here or its parser refuses a node, which it names.
     """
     skeleton, weights = _without_weights(model)
-    builder = library.Builder(log)
+    builder = _start(target, library, log)
     definition = builder.create_network(0)  # TensorRT 11 knows strongly typed networks only
     parser = library.OnnxParser(definition, log)
     parsed = parser.load_model_proto(skeleton) and all(
@@ -65,6 +65,17 @@ def parse(model: ir.Model, target: Target, library: Any, log: Any) -> Network:
         raise UserError(_refusal(parser, target, log))
     tensors = {tensor.name: tensor for tensor in _tensors(definition)}
     return Network(library, builder, definition, tensors, (parser, weights, log))
+
+
+def _start(target: Target, library: Any, log: Any) -> Any:
+    try:
+        return library.Builder(log)
+    except TypeError as error:  # what the bindings make of a builder that TensorRT didn't give
+        reason = log.errors[-1] if log.errors else str(error)
+        raise UserError(
+            f"{target} doesn't start ({reason}): build the engine on a machine with an NVIDIA GPU "
+            "and its driver, or for tensorrt-rtx, which needs none."
+        ) from error
 
 
 def _without_weights(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:

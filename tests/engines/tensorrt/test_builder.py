@@ -43,7 +43,6 @@ def test_every_kind_of_layer_builds_in_every_type(tmp_path: Path, dtype: DType) 
         ("qwen2_window", torch.float16),
         ("gpt2", torch.float32),
         ("gemma2", torch.float16),
-        ("gemma3", torch.bfloat16),
     ],
 )
 def test_a_checkpoint_builds(

@@ -1,5 +1,6 @@
 """Parsing a graph and mending its attention, on real networks."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_a_refused_node_is_named() -> None:
         UserError, match=r"the Attention node 'layers\.1/Attention' \(.*softcap.*onnxruntime"
     ):
         parsed(model)
+
+
+def test_a_library_that_does_not_start_asks_for_a_gpu() -> None:
+    def no_builder(log: Any) -> None:
+        log.errors.append("CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    log, library = SimpleNamespace(errors=[]), SimpleNamespace(Builder=no_builder)
+    with pytest.raises(UserError, match=r"tensorrt doesn't start \(CUDA init.*NVIDIA GPU"):
+        parse(decoder(CAUSAL), "tensorrt", library, log)
 
 
 def test_weights_are_used_where_they_lie() -> None:
