@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.bundle import MANIFEST, FileInfo, Manifest, file_info
@@ -19,9 +19,15 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
     ``force`` isn't given, or another process is writing it.
     """
     _check_free(bundle, force=force)
-    bundle.parent.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in bundle.parents if not path.exists()]
     partial = bundle.parent / f".{bundle.name}.partial"
-    descriptor = _locked_directory(partial, bundle)
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked_directory(partial, bundle)
+    except OSError as error:
+        raise UserError(
+            f"{bundle} can't be made ({error.strerror}): choose another place for it."
+        ) from error
     try:
         for leftover in partial.iterdir():
             _remove(leftover)
@@ -29,6 +35,9 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
     finally:
         _remove(partial)
         os.close(descriptor)
+        for path in missing:
+            with suppress(OSError):  # not empty: the bundle is there, or somebody else's file
+                path.rmdir()
 
 
 def commit(partial: Path, bundle: Path, manifest: Manifest, *, force: bool) -> None:

@@ -38,7 +38,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with all its weights from the checkpoint, and the stored tensors it has no use for."""
+    """A model with all weights from the checkpoint, and the stored tensors it has no use for."""
 
     model: PreTrainedModel
     unused: tuple[str, ...]
@@ -49,8 +49,8 @@ def find_checkpoint(
 ) -> Checkpoint:
     """Find ``name``, a directory or a hub id, and check that it is whole.
 
-    Raises UserError if it isn't a checkpoint, a file is missing or truncated, or the architecture is
-    unknown, needs remote code or is no decoder.
+    Raises UserError if it isn't a checkpoint, a file is missing or truncated, or the architecture
+    is unknown, needs remote code or is no decoder.
     """
     directory = Path(name) if Path(name).is_dir() else _download(name, revision)
     config = _read_config(directory, name, trust_remote_code=trust_remote_code)
@@ -64,7 +64,7 @@ def find_checkpoint(
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
-    """Load every weight in ``dtype``; raises UserError if any is missing, misshapen or left over."""
+    """Load all weights in ``dtype``; raises UserError if any is missing, misshapen or left over."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             checkpoint.directory,
@@ -112,31 +112,47 @@ def _unused(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    if Path(name).exists():
+        raise UserError(f"{name} is a file: give the directory of a checkpoint, or a hub id.")
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.py", "*.txt"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
         raise UserError(
-            f"{name} is neither a directory nor a model id that the hub can be asked for "
-            f"({_first_line(error)}): check the spelling and the connection."
+            f"There is no directory {name}, and it is no hub id either: check the path."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"There is no directory {name}, and the hub has no such model or keeps it closed: "
+            "check the spelling, or log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no revision {revision}: check --revision.") from error
+    except OSError as error:
+        raise UserError(
+            f"There is no directory {name}, and the hub can't be reached to ask for a model of "
+            f"that name ({_first_line(error)}): check the spelling and the connection."
         ) from error
 
 
 def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     file = directory / "config.json"
     if not file.is_file():
-        raise UserError(f"{name} is no checkpoint: it has no config.json.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        model_type = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} isn't valid JSON ({error}): get it again.") from error
+        raise UserError(f"{name} is no checkpoint, it has no config.json: check the path.")
+    raw = _read_json(file)
+    model_type = raw.get("model_type")
     if "auto_map" in raw and not trust_remote_code:
         raise UserError(
-            f"{name} brings model code of its own: read it, then pass --trust-remote-code to run it."
+            f"{name} brings code of its own: read it, then pass --trust-remote-code to run it."
         )
+    if model_type is None and "auto_map" not in raw:
+        raise UserError(f"{file} names no model_type, so it is no transformers checkpoint.")
     if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
         raise UserError(
             f"{name} has the architecture {model_type!r}, which transformers "
@@ -152,12 +168,16 @@ def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreT
             directory, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # configs validate themselves, each in its own way
-        raise UserError(f"{file} can't be used: {_first_line(error)}.") from error
+        raise UserError(
+            f"{file} can't be used ({_first_line(error.__cause__ or error)}): get it again."
+        ) from error
 
 
 def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
     if (directory / _INDEX).is_file():
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        index = _read_json(directory / _INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise UserError(f"{directory / _INDEX} has no weight_map: get it again.")
         files = sorted(set(index.values()))
     elif (directory / _SINGLE).is_file():
         files = [_SINGLE]
@@ -179,6 +199,16 @@ def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
                 f"{directory / file} is truncated or damaged ({_first_line(error)}): get it again."
             ) from error
     return tensors
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} isn't valid JSON ({error}): get it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} isn't a JSON object: get it again.")
+    return content
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -99,7 +99,8 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     except Exception as error:  # each architecture checks its config in its own way
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"transformers can't build {checkpoint.name} from its config.json ({reason[0]})."
+            f"transformers can't build {checkpoint.name} from its config.json ({reason[0]}): "
+            "get it again, or install a transformers that fits it."
         ) from error
 
 
@@ -109,10 +110,12 @@ def probe_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> list[CacheLa
         with torch.device("meta"):
             return cache_layers(model)
     except UntraceableError as error:
+        if getattr(checkpoint.config, "is_decoder", True) is False:
+            raise refusal(checkpoint, "it is an encoder, and only decoders generate") from error
         raise refusal(checkpoint, error) from error
 
 
-def refusal(checkpoint: Checkpoint, error: Exception) -> UserError:
+def refusal(checkpoint: Checkpoint, error: Exception | str) -> UserError:
     """The one sentence for an architecture that can't be exported."""
     return UserError(
         f"{checkpoint.name} has the architecture {checkpoint.config.model_type!r}, which can't be "
