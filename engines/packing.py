@@ -15,8 +15,8 @@ from serving.errors import UserError
 def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``bundle`` to write into; it is gone afterwards.
 
-    What a killed run left there is cleared first. Raises UserError where ``bundle`` exists and
-    ``force`` isn't given, or another process is writing it.
+    What a killed run left there is cleared first, and what it moved aside is put back. Raises
+    UserError where ``bundle`` exists and ``force`` isn't given, or another process is writing it.
     """
     _check_free(bundle, force=force)
     missing = [path for path in bundle.parents if not path.exists()]
@@ -29,11 +29,14 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
             f"{bundle} can't be made ({error.strerror}): choose another place for it."
         ) from error
     try:
+        _settle_previous(bundle)
+        _check_free(bundle, force=force)
         for leftover in partial.iterdir():
             _remove(leftover)
         yield partial
     finally:
-        _remove(partial)
+        if _is_open_as(descriptor, partial):  # after a commit it may be another process's
+            _remove(partial)
         os.close(descriptor)
         for path in missing:
             with suppress(OSError):  # not empty: the bundle is there, or somebody else's file
@@ -47,8 +50,7 @@ def commit(partial: Path, bundle: Path, manifest: Manifest, *, force: bool) -> N
     """
     (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _check_free(bundle, force=force)
-    previous = bundle.parent / f".{bundle.name}.previous"
-    _remove(previous)
+    previous = _previous(bundle)
     if bundle.exists():
         bundle.rename(previous)
     partial.rename(bundle)
@@ -81,9 +83,26 @@ def _locked_directory(partial: Path, bundle: Path) -> int:
             raise UserError(
                 f"Another process is exporting to {bundle}: wait for it or choose another name."
             ) from None
-        if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+        if _is_open_as(descriptor, partial):
             return descriptor
         os.close(descriptor)  # it was renamed or removed between opening and locking
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _previous(bundle: Path) -> Path:
+    """Where a bundle that is being replaced is for a moment."""
+    return bundle.parent / f".{bundle.name}.previous"
+
+
+def _settle_previous(bundle: Path) -> None:
+    """Undo or finish the replacement in which another run was killed."""
+    previous = _previous(bundle)
+    if previous.exists() and not bundle.exists():
+        previous.rename(bundle)
+    _remove(previous)
 
 
 def _remove(path: Path) -> None:
