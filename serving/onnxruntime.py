@@ -155,6 +155,8 @@ def session_options(threads: int | None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     # The shapes of prefill and decode differ: a remembered pattern would keep prefill's peak.
     options.enable_mem_pattern = False
+    # Weights are used where the file is mapped: packed copies would double the memory of tied ones.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
     return options
 
