@@ -123,6 +123,11 @@ def refusal(checkpoint: Checkpoint, error: Exception | str) -> UserError:
     )
 
 
+def megabytes(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 1e6:,.0f} MB"
+
+
 def _limit(config: PreTrainedConfig, wanted: int | None) -> int:
     text_config = config.get_text_config(decoder=True)
     own = next(
@@ -143,6 +148,6 @@ def _check_disk(bundle: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{bundle} needs {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free: "
+            f"{bundle} needs {megabytes(needed)} and {existing} has {megabytes(free)} free: "
             "make room or choose another disk."
         )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from exporter.plan import Plan
+from exporter.plan import Plan, megabytes
 
 
 class StageDisplay:
@@ -59,16 +59,12 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         "precision": plan.dtype,
         "targets": ", ".join(plan.targets),
         "most tokens": f"{plan.max_length:,}",
-        "weights": _megabytes(plan.weight_bytes),
+        "weights": megabytes(plan.weight_bytes),
         "cache a token": f"{plan.kv_bytes_per_token / 1e3:,.1f} kB",
-        "cache a full sequence": _megabytes(plan.kv_bytes_per_token * plan.max_length),
-        "memory to export": f"about {_megabytes(plan.export_memory)}",
-        "disk": f"about {_megabytes(plan.disk)}",
+        "cache a full sequence": megabytes(plan.kv_bytes_per_token * plan.max_length),
+        "memory to export": f"about {megabytes(plan.export_memory)}",
+        "disk": f"about {megabytes(plan.disk)}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
