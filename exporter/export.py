@@ -27,7 +27,7 @@ from exporter.parity import (
     rounding_error,
     run_engine,
 )
-from exporter.plan import DTYPES, Plan, make_plan, refusal
+from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.report import write_report
 from exporter.structure import (
     GraphError,
@@ -136,7 +136,7 @@ def export(request: Request, stages: Stages) -> Plan:
         if error.errno != errno.ENOSPC:
             raise
         raise UserError(
-            f"The disk of {request.bundle} is full: make room for {plan.disk / 1e9:.1f} GB."
+            f"The disk of {request.bundle} is full: make room for {megabytes(plan.disk)}."
         ) from error
     return plan
 
@@ -160,16 +160,16 @@ def _export_into(
     with clock.stage("Writing"):
         engines = _build(traced.model, partial, served, plan)
         write_tokenizer(checkpoint.directory, partial)
-    weights, unused = traced.weights, traced.unused
-    del traced  # the weights are on disk now; the engine maps them from there
-    gc.collect()
+    _release_weights(traced.model)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
         parity = _check_parity(checkpoint, plan, graph, served)
     if not parity.passed:
         raise UserError(_breach(checkpoint, plan, graph, served, parity, bisect=request.bisect))
     if served is not partial:
         shutil.rmtree(served)
-    write_report(partial, plan, parity, weights, unused, engines, clock.seconds)
+    write_report(
+        partial, plan, parity, traced.weights, traced.unused, engines, clock.seconds
+    )
     with clock.stage("Packing"):
         files = checksums(partial)
         manifest = Manifest(
@@ -251,6 +251,13 @@ def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[Eng
             )
         )
     return engines
+
+
+def _release_weights(graph: ir.Model) -> None:
+    """Let go of the tensors themselves: rewrite rules keep the last graph that they saw."""
+    for value in graph.graph.initializers.values():
+        value.const_value = None
+    gc.collect()
 
 
 def _write_check_graph(graph: ir.Model, directory: Path, plan: Plan) -> None:

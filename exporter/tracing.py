@@ -112,8 +112,12 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
     Raises UntraceableError for a model whose state isn't keys and values alone.
     """
     register_experts()
+    tokens = torch.tensor([[0, 1]])
+    keywords = {}
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        keywords["attention_mask"] = torch.ones_like(tokens)  # or it looks for padding
     with torch.no_grad(), implementations(model, experts=EXPORT):
-        output = model(input_ids=torch.tensor([[0, 1]]), use_cache=True, return_dict=True)
+        output = model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
     if not isinstance(cache, Cache):
