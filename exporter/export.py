@@ -37,7 +37,7 @@ from exporter.structure import (
     check_graph,
 )
 from exporter.tokenization import special_tokens, write_tokenizer
-from exporter.tracing import cache_layers, trace
+from exporter.tracing import trace
 from serving.bundle import (
     DType,
     EngineInfo,
@@ -195,20 +195,18 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     loaded = load(checkpoint, DTYPES[plan.dtype])
     model = loaded.model
     try:
-        cached = cache_layers(model)
-        graph = trace(model, cached)
-        layers = [layer for layer in cached if layer is not None]
-        check_graph(graph, len(layers), shared=len(layers) < len(cached))
+        graph = trace(model, list(plan.cache))
+        check_graph(graph, len(plan.layers), shared=len(plan.layers) < len(plan.cache))
         state = {**model.state_dict(keep_vars=True), **dict(model.named_buffers())}
         weights = account_weights(graph, state)
     except (UntraceableError, GraphError) as error:
         raise refusal(checkpoint, error) from error
-    windows = attention_windows(graph, len(layers))
+    windows = attention_windows(graph, len(plan.layers))
     return TracedGraph(
         graph,
         tuple(
             LayerInfo(kv_heads=c.kv_heads, key_dim=c.key_dim, value_dim=c.value_dim, window=window)
-            for c, window in zip(layers, windows, strict=True)
+            for c, window in zip(plan.layers, windows, strict=True)
         ),
         int(graph.graph.outputs[0].shape[2]),
         weights,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
-from exporter.tracing import CacheLayer, cache_layers
+from exporter.tracing import CacheLayer, cache_layers, last_cause
 from serving.bundle import DType, Target
 from serving.errors import UserError
 
@@ -36,11 +37,17 @@ class Plan:
     targets: tuple[Target, ...]
     max_length: int
     batch: int
-    layers: int
+    cache: tuple[CacheLayer | None, ...]
+    """What each cache layer holds; None holds nothing of its own."""
     weight_bytes: int
     kv_bytes_per_token: int
     export_memory: int
     disk: int
+
+    @property
+    def layers(self) -> tuple[CacheLayer, ...]:
+        """The cache layers that hold something, in the graph's order."""
+        return tuple(layer for layer in self.cache if layer is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -67,8 +74,8 @@ def make_plan(
             "use --fp16 or float32, or a TensorRT target."
         )
     model = empty_model(checkpoint)
-    layers = [layer for layer in probe_layers(checkpoint, model) if layer is not None]
-    width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
+    cache = tuple(probe_layers(checkpoint, model))
+    width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     stored = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     weight_bytes = stored * ELEMENT_BYTES[dtype]
     plan = Plan(
@@ -79,7 +86,7 @@ def make_plan(
         targets=targets,
         max_length=_limit(checkpoint.config, max_length),
         batch=batch,
-        layers=len(layers),
+        cache=cache,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=width * ELEMENT_BYTES[dtype],
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
@@ -92,7 +99,7 @@ def make_plan(
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without memory for its weights; raises UserError if it can't be built."""
     try:
-        with torch.device("meta"):
+        with FakeTensorMode():
             return AutoModelForCausalLM.from_config(
                 checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
             ).eval()
@@ -107,12 +114,14 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
 def probe_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> list[CacheLayer | None]:
     """Shapes of the cache of an empty model; raises UserError if it isn't keys and values alone."""
     try:
-        with torch.device("meta"):
+        with FakeTensorMode(allow_non_fake_inputs=True):
             return cache_layers(model)
     except UntraceableError as error:
         if getattr(checkpoint.config, "is_decoder", True) is False:
             raise refusal(checkpoint, "it is an encoder, and only decoders generate") from error
         raise refusal(checkpoint, error) from error
+    except Exception as error:  # the model's own code, which fails in any way it has
+        raise refusal(checkpoint, f"its code can't be traced ({last_cause(error)})") from error
 
 
 def refusal(checkpoint: Checkpoint, error: Exception | str) -> UserError:

@@ -55,7 +55,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     table = Table(title=f"Plan for {plan.model}", show_header=False)
     rows = {
-        "architecture": f"{plan.architecture}, {plan.parameters:,} parameters, {plan.layers} layers",
+        "architecture": f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers",
         "precision": plan.dtype,
         "targets": ", ".join(plan.targets),
         "most tokens": f"{plan.max_length:,}",

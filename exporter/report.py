@@ -48,7 +48,7 @@ def _markdown(
     lines = [
         f"# {plan.model}",
         "",
-        f"{plan.architecture}, {plan.parameters:,} parameters, {plan.layers} layers with a cache, "
+        f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers with a cache, "
         f"{plan.dtype}, at most {plan.max_length:,} tokens.",
         "",
         "## Engines",

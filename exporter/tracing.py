@@ -111,12 +111,14 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
 
     Raises UntraceableError for a model whose state isn't keys and values alone.
     """
+    register()
     register_experts()
-    tokens = torch.tensor([[0, 1]])
+    tokens, past_lengths = torch.tensor([[0, 1]]), torch.tensor([0])
     keywords = {}
     if "attention_mask" in inspect.signature(model.forward).parameters:
         keywords["attention_mask"] = torch.ones_like(tokens)  # or it looks for padding
-    with torch.no_grad(), implementations(model, experts=EXPORT):
+    trace = AttentionTrace(past_lengths, past_lengths + 2)
+    with torch.no_grad(), export_implementations(model), tracing_attention(trace):
         output = model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
@@ -142,7 +144,7 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     except UntraceableError:
         raise
     except Exception as error:  # tracing runs the model's code and fails in any way that has
-        raise UntraceableError(f"tracing it fails ({_last_cause(error)})") from error
+        raise UntraceableError(f"tracing it fails ({last_cause(error)})") from error
     graph = onnx_program.model
     simplify(graph, frozenset(program.state_dict))
     fuse_own_attention(graph)
@@ -177,7 +179,7 @@ def _export(
     return program, onnx_program
 
 
-def _last_cause(error: BaseException) -> str:
+def last_cause(error: BaseException) -> str:
     """The first line of the error at the bottom of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
