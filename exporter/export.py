@@ -1,7 +1,6 @@
 """The whole way: checkpoint to graph to engines to a checked bundle."""
 
 import errno
-import gc
 import importlib.metadata
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 import torch
+from transformers import PreTrainedModel
 
 from engines import onnxruntime as onnxruntime_target
 from engines.packing import checksums, commit, reserved
@@ -99,6 +99,8 @@ class TracedGraph:
     """The standard graph and what was learnt on the way to it."""
 
     model: ir.Model
+    source: PreTrainedModel
+    """The model whose weights the graph refers to, needed until they are written."""
     layers: tuple[LayerInfo, ...]
     vocab_size: int
     weights: WeightAccount
@@ -160,7 +162,7 @@ def _export_into(
     with clock.stage("Writing"):
         engines = _build(traced.model, partial, served, plan)
         write_tokenizer(checkpoint.directory, partial)
-    _release_weights(traced.model)  # they are on disk now; the engine maps them from there
+    _release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
         parity = _check_parity(checkpoint, plan, graph, served)
     if not parity.passed:
@@ -204,6 +206,7 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     windows = attention_windows(graph, len(plan.layers))
     return TracedGraph(
         graph,
+        model,
         tuple(
             LayerInfo(kv_heads=c.kv_heads, key_dim=c.key_dim, value_dim=c.value_dim, window=window)
             for c, window in zip(plan.layers, windows, strict=True)
@@ -251,11 +254,10 @@ def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[Eng
     return engines
 
 
-def _release_weights(graph: ir.Model) -> None:
-    """Let go of the tensors themselves: rewrite rules keep the last graph that they saw."""
-    for value in graph.graph.initializers.values():
-        value.const_value = None
-    gc.collect()
+def _release_weights(model: PreTrainedModel) -> None:
+    """Empty the parameters: graphs that tools remember would keep the whole file mapped."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
 
 
 def _write_check_graph(graph: ir.Model, directory: Path, plan: Plan) -> None:
