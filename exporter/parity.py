@@ -133,34 +133,27 @@ def compare(
     ``rounding`` is the largest difference that the engine's lower precision makes in transformers
     itself; None stands for float32, whose tolerance is a share of the largest logit.
     """
-    references = [reference_logits(model, [*run.prompt, *run.tokens[:-1]]) for run in runs]
-    largest = max(float(np.abs(reference).max()) for reference in references)
+    tallies = {name: _Tally() for name in ("prefill", "chunked prefill", "ragged decode")}
+    largest, divergence = 0.0, None
+    for index, run in enumerate(runs):
+        reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]])
+        largest = max(largest, float(np.abs(reference).max()))
+        prompt, decoded = np.split(reference, [len(run.prompt)])
+        parts = ((run.prefill, prompt), (run.chunked, prompt), (run.decode, decoded))
+        for tally, (ours, theirs) in zip(tallies.values(), parts, strict=True):
+            tally.add(ours, theirs)
+        divergence = divergence or _divergence(index, run, reference)
+    comparisons = tuple(tally.comparison(name) for name, tally in tallies.items())
     limit, mean_limit = MAX_ERROR * largest, MEAN_ERROR * largest
     if rounding is not None:
         limit, mean_limit = 4 * rounding, rounding
-    split = [
-        (reference[: len(run.prompt)], reference[len(run.prompt) :])
-        for run, reference in zip(runs, references, strict=True)
-    ]
-    comparisons = (
-        _comparison(
-            "prefill", [(run.prefill, ref) for run, (ref, _) in zip(runs, split, strict=True)]
-        ),
-        _comparison(
-            "chunked prefill",
-            [(run.chunked, ref) for run, (ref, _) in zip(runs, split, strict=True)],
-        ),
-        _comparison(
-            "ragged decode", [(run.decode, ref) for run, (_, ref) in zip(runs, split, strict=True)]
-        ),
-    )
-    divergence = _divergence(runs, references)
     # A choice between two tokens closer than the tolerance is a tie, not a divergence.
     diverged = divergence is not None and divergence.margin > limit
     close = all(c.max_error <= limit and c.mean_error <= mean_limit for c in comparisons)
+    lengths = ", ".join(str(len(run.prompt)) for run in runs)
     return ParityReport(
         status="passed" if close and not diverged else "failed",
-        reference=f"transformers float32, {len(runs)} prompts of {', '.join(str(len(run.prompt)) for run in runs)} tokens",
+        reference=f"transformers float32, {len(runs)} prompts of {lengths} tokens",
         engine=engine,
         tolerance_max=limit,
         tolerance_mean=mean_limit,
@@ -198,24 +191,39 @@ def _prefill(engine: Engine, prompt: Sequence[int], slot: int, chunk: int) -> Fl
     return np.concatenate(parts)
 
 
-def _comparison(name: str, pairs: Sequence[tuple[Floats, Floats]]) -> Comparison:
-    ours = np.concatenate([pair[0] for pair in pairs])
-    theirs = np.concatenate([pair[1] for pair in pairs])
-    if len(ours) == 0:
-        return Comparison(name, 0, 0.0, 0.0, 1.0)
-    error = np.abs(ours - theirs)
-    # A NaN compares as no breach, so it is made the largest one.
-    worst = float(error.max()) if np.isfinite(error).all() else float("inf")
-    agreement = float((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).mean())
-    return Comparison(name, len(ours), worst, float(error.mean()), agreement)
+@dataclass
+class _Tally:
+    """Adds up differences over prompts, so that only one prompt's logits are in memory."""
+
+    positions: int = 0
+    agreed: int = 0
+    elements: int = 0
+    total: float = 0.0
+    worst: float = 0.0
+
+    def add(self, ours: Floats, theirs: Floats) -> None:
+        if len(ours) == 0:
+            return
+        error = np.abs(ours - theirs)
+        # A NaN compares as no breach, so it is made the largest one.
+        worst = float(error.max()) if np.isfinite(error).all() else float("inf")
+        self.worst = max(self.worst, worst)
+        self.positions += len(ours)
+        self.agreed += int((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).sum())
+        self.elements += error.size
+        self.total += float(error.sum(dtype=np.float64))
+
+    def comparison(self, name: str) -> Comparison:
+        if self.positions == 0:
+            return Comparison(name, 0, 0.0, 0.0, 1.0)
+        mean, agreement = self.total / self.elements, self.agreed / self.positions
+        return Comparison(name, self.positions, self.worst, mean, agreement)
 
 
-def _divergence(runs: Sequence[EngineRun], references: Sequence[Floats]) -> Divergence | None:
-    for index, (run, reference) in enumerate(zip(runs, references, strict=True)):
-        for position, token in enumerate(run.tokens):
-            logits = reference[len(run.prompt) - 1 + position]
-            best = int(logits.argmax())
-            if best != token:
-                margin = float(logits[best] - logits[token])
-                return Divergence(index, position, token, best, margin)
+def _divergence(index: int, run: EngineRun, reference: Floats) -> Divergence | None:
+    for position, token in enumerate(run.tokens):
+        logits = reference[len(run.prompt) - 1 + position]
+        best = int(logits.argmax())
+        if best != token:
+            return Divergence(index, position, token, best, float(logits[best] - logits[token]))
     return None
