@@ -25,9 +25,9 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked_directory(partial, bundle)
     except OSError as error:
-        raise UserError(
-            f"{bundle} can't be made ({error.strerror}): choose another place for it."
-        ) from error
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "part of its path is a file" if is_file else error.strerror
+        raise UserError(f"{bundle} can't be made ({reason}): choose another place.") from error
     try:
         _settle_previous(bundle)
         _check_free(bundle, force=force)
