@@ -22,39 +22,39 @@ from serving.onnxruntime import open_session
 
 _TOKENS = 12
 
+Outputs = dict[str, list[npt.NDArray[np.float32]]]
+
 
 def first_differing_module(
     graph_file: Path, graph: GraphInfo, model: PreTrainedModel, *, tolerance: float
 ) -> str | None:
     """Path of the first module, in order of execution, whose output differs.
 
-    ``tolerance`` is a share of each output's largest value. Runs the graph of ``graph_file`` (in the
-    same directory as its weights) with every module's result exposed, and ``model`` with hooks.
+    ``tolerance`` is a share of each output's largest value. Runs the graph of ``graph_file`` (with
+    its weights beside it) with every module's result exposed, and ``model`` with hooks.
     """
     tokens = np.random.default_rng(0).integers(0, graph.vocab_size, (1, _TOKENS))
     expected = _module_outputs(model, tokens)
     got = _graph_outputs(graph_file, graph, tokens, expected)
-    for module, reference in expected.items():
-        ours = got.get(module)
-        if ours is None or ours.shape != reference.shape:
-            continue
-        if not np.allclose(ours, reference, rtol=0, atol=tolerance * np.abs(reference).max()):
-            return module
+    for module, references in expected.items():
+        for reference in references:
+            ours = [value for value in got.get(module, []) if value.shape == reference.shape]
+            limit = tolerance * np.abs(reference).max()
+            if ours and not any(np.allclose(o, reference, rtol=0, atol=limit) for o in ours):
+                return module
     return None
 
 
-def _module_outputs(
-    model: PreTrainedModel, tokens: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Output of every module that returns one tensor, in order of completion."""
-    outputs: dict[str, npt.NDArray[np.float32]] = {}
+def _module_outputs(model: PreTrainedModel, tokens: npt.NDArray[np.int64]) -> Outputs:
+    """The tensors that each module returns, in order of completion."""
+    outputs: Outputs = {}
     handles = []
     for path, module in model.named_modules():
 
         def keep(_: object, __: object, output: object, path: str = path) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(first, torch.Tensor) and first.is_floating_point():
-                outputs.setdefault(path, first.detach().float().numpy().copy())
+            parts = output if isinstance(output, tuple) else (output,)
+            tensors = [p for p in parts if isinstance(p, torch.Tensor) and p.is_floating_point()]
+            outputs.setdefault(path, [tensor.float().numpy().copy() for tensor in tensors])
 
         if path:
             handles.append(module.register_forward_hook(keep))
@@ -72,16 +72,13 @@ def _graph_outputs(
     graph: GraphInfo,
     tokens: npt.NDArray[np.int64],
     modules: Mapping[str, object],
-) -> dict[str, npt.NDArray[np.float32]]:
-    """What the graph computes for the same modules, where it still has that value."""
+) -> Outputs:
+    """What the graph computes in the same modules, as far as it is used outside them."""
     model = ir.load(file)
     exposed = _module_results(model, modules)
-    names = {path: value.name or "" for path, value in exposed.items()}
-    known = {value.name for value in model.graph.outputs}
-    for value in exposed.values():
-        if value.name not in known:
-            known.add(value.name)
-            model.graph.outputs.append(value)
+    values = {value.name: value for values in exposed.values() for value in values}
+    for name in values.keys() - {value.name for value in model.graph.outputs}:
+        model.graph.outputs.append(values[name])
     probed = file.with_name("probed.onnx")
     ir.save(model, probed)
     feeds: dict[str, npt.NDArray[np.generic]] = {
@@ -90,32 +87,48 @@ def _graph_outputs(
         LOGITS_POSITIONS: np.arange(_TOKENS, dtype=np.int64)[None],
     }
     kind = np.float32 if graph.dtype == "float32" else np.float16
-    capacity = 256 if model.graph.inputs[3].shape[2] is None else model.graph.inputs[3].shape[2]
+    capacity = _capacity(model)
     for index, layer in enumerate(graph.layers):
         for part, dim in zip(PARTS, (layer.key_dim, layer.value_dim), strict=True):
             feeds[past_name(index, part)] = np.zeros((1, layer.kv_heads, capacity, dim), kind)
     session = open_session(probed, "cpu", None)
-    wanted = sorted(set(names.values()))
-    results = dict(zip(wanted, session.run(wanted, feeds), strict=True))
-    return {path: results[name].astype(np.float32) for path, name in names.items()}
+    results = dict(zip(values, session.run(list(values), feeds), strict=True))
+    return {
+        path: [results[value.name].astype(np.float32) for value in values]
+        for path, values in exposed.items()
+    }
 
 
-def _module_results(model: ir.Model, modules: Mapping[str, object]) -> dict[str, ir.Value]:
-    """The value that leaves each module: the last one made in it that is used outside it."""
-    results: dict[str, ir.Value] = {}
+def _capacity(model: ir.Model) -> int:
+    """Length of the KV buffers: what the graph fixes, or enough for the tokens."""
+    shape = next(v.shape for v in model.graph.inputs if v.name == past_name(0, "key"))
+    fixed = shape[2] if shape is not None else None
+    return fixed if isinstance(fixed, int) else _TOKENS
+
+
+def _module_results(model: ir.Model, modules: Mapping[str, object]) -> dict[str, list[ir.Value]]:
+    """The values that leave each module: made in it and used outside it."""
+    results: dict[str, list[ir.Value]] = {}
     for node in model.graph:
-        path = (node.name or "").rpartition("/")[0]
+        path = _module_path(node)
+        output = node.outputs[0]
+        if output.dtype is not None and not output.dtype.is_floating_point():
+            continue
         while path:
-            output = node.outputs[0]
             leaves = output.name == LOGITS or any(
                 not _inside(use.node, path) for use in output.uses()
             )
             if path in modules and leaves:
-                results[path] = output
+                results.setdefault(path, []).append(output)
             path = path.rpartition(".")[0]
     return results
 
 
+def _module_path(node: ir.Node) -> str:
+    """The module that a node belongs to, also if a pass put it there."""
+    return (node.name or "").partition("/")[0]
+
+
 def _inside(node: ir.Node, path: str) -> bool:
-    own = (node.name or "").rpartition("/")[0]
+    own = _module_path(node)
     return own == path or own.startswith(f"{path}.")

@@ -1,4 +1,4 @@
-"""Checks on the traced graph itself: the contract, one attention a layer, every weight accounted for."""
+"""Checks on the traced graph: the contract, one attention a layer, every weight accounted for."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -108,3 +108,5 @@ def _check_update(graph: ir.Graph, past: str, present: str) -> None:
         raise GraphError(f"{present} is no cache update")
     if update.inputs[0].name != past:
         raise GraphError(f"{present} updates {update.inputs[0].name} instead of {past}")
+    if update.inputs[2] is None or update.inputs[2].name != PAST_LENGTHS:
+        raise GraphError(f"{present} isn't written at {PAST_LENGTHS}")

@@ -1,14 +1,15 @@
 """Lower ``Attention`` over a buffer to ONNX Runtime's ``GroupQueryAttention``.
 
 The standard operator computes over the whole buffer; this one stops at each row's valid length and
-updates the buffer itself, so the two ``TensorScatter`` nodes go too. Takes plain causal attention and
-sliding windows; any other mask is left to the standard operator.
+updates the buffer itself, so the two ``TensorScatter`` nodes go too. Takes plain causal attention
+and sliding windows; any other mask is left to the standard operator.
 """
 
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter, Lengths, insert_lengths
-from serving.contract import WINDOW_METADATA
+from engines.passes.sizes import static_size
+from serving.contract import PAST_LENGTHS, WINDOW_METADATA
 
 _MICROSOFT = "com.microsoft"
 
@@ -38,12 +39,16 @@ def _eligible_updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
 
 def _cache_update(value: ir.Value | None) -> ir.Node | None:
     producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == "TensorScatter" else None
+    if producer is None or producer.op_type != "TensorScatter":
+        return None
+    written_at = producer.inputs[2]
+    return producer if written_at is not None and written_at.name == PAST_LENGTHS else None
 
 
 def _buffer_shape(update: ir.Node) -> ir.Shape:
     buffer = update.inputs[0]
-    assert buffer is not None and buffer.shape is not None
+    assert buffer is not None
+    assert buffer.shape is not None
     return buffer.shape
 
 
@@ -51,9 +56,10 @@ def _replace(
     graph: ir.Graph, node: ir.Node, key: ir.Node, value: ir.Node, lengths: Lengths
 ) -> None:
     result = node.outputs[0]
-    assert result.shape is not None
-    heads, (kv_heads, head_dim) = result.shape[1], _buffer_shape(key)[1::2]
-    assert isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(head_dim, int)
+    heads, kv_heads, head_dim = (
+        static_size(value, axis)
+        for value, axis in ((result, 1), (key.inputs[0], 1), (key.inputs[0], 3))
+    )
     insert = Inserter(graph, node, node.name or "attention")
 
     def tokens_first(heads_first: ir.Value | None, count: int) -> ir.Value:
@@ -86,11 +92,11 @@ def _replace(
     result.replace_all_uses_with(insert.value("Transpose", [split], perm=[0, 2, 1, 3]))
     graph.remove(node, safe=True)
     for update, present in ((key, present_key), (value, present_value)):
-        replace_output(graph, update.outputs[0], present)
+        _replace_output(update.outputs[0], present)
         graph.remove(update, safe=True)
 
 
-def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def _replace_output(old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` take the place, shape, type and name of ``old`` among the graph's outputs."""
     name = old.name
     old.name = None

@@ -81,7 +81,7 @@ class Lengths:
 
 
 def insert_lengths(graph: ir.Graph) -> Lengths:
-    """Insert the nodes that compute ``Lengths``; those that stay unused are for the caller to drop."""
+    """Insert the nodes that compute ``Lengths``; the caller drops those that stay unused."""
     inputs = {value.name: value for value in graph.inputs}
     past = inputs[PAST_LENGTHS]
     insert = Inserter(graph, next(iter(graph)), "lengths")

@@ -1,9 +1,9 @@
 """Make what reads the KV buffers stop at the longest row's valid length.
 
 Attention that no fused operator takes (ALiBi, sinks, chunked windows, keys and values of different
-size) is computed by standard operators, which would go over the whole buffer. Everything that reads a
-buffer gets its valid part instead, and every mask is built for that length, so that the cost follows
-the tokens and not the capacity.
+size) is computed by standard operators, which would go over the whole buffer. Everything that reads
+a buffer gets its valid part instead, and every mask is built for that length, so that the cost
+follows the tokens and not the capacity.
 """
 
 import onnx_ir as ir
