@@ -54,6 +54,8 @@ class AttentionTrace:
     kv_lengths: torch.Tensor
     # A mask function's result and the window it stands for, so that engines can use a window kernel.
     windows: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    causal: bool = False
+    """Whether the model asked for a plain causal mask, which is None here."""
 
     def window_of(self, mask: torch.Tensor) -> int | None:
         """The sliding window that a mask stands for, where it is exactly one."""
@@ -106,7 +108,7 @@ def attention(
         key, value, attention_mask = prepend_sink(key, value, attention_mask, s_aux, query.shape[2])
     elif attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if not causal:
+        if not causal and not trace.causal:
             raise UntraceableError("attention that isn't causal")
         if sliding_window is not None:
             raise UntraceableError("a sliding window without its mask")
@@ -167,6 +169,7 @@ def mask(
     None stands for the plain causal mask. Rows have no padding (``attention_mask``), so it is ignored.
     """
     if mask_function is causal_mask_function and allow_is_causal_skip:
+        _current.get().causal = True
         return None
     result = explicit_mask(mask_function, batch_size, q_length, kv_length)
     if local_size is not None and _is_window(mask_function, local_size):

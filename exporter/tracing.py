@@ -24,7 +24,11 @@ from exporter.attention import (
 from exporter.buffers import BufferCache
 from exporter.simplify import simplify
 from exporter.traits.experts import register_experts
+from exporter.traits.fused_attention import FusedAttention
 from exporter.traits.own_attention import fuse_own_attention
+from exporter.traits.positions import position_offset, told_positions
+from exporter.traits.states import why_no_cache, why_not_keys_and_values
+from exporter.traits.tables import register_tables
 from serving.contract import (
     INPUT_IDS,
     LOGITS,
@@ -46,6 +50,7 @@ class DecoderGraph(nn.Module):
         self.model = model
         self.cache_layers = cache_layers
         self.accepts = inspect.signature(model.forward).parameters.keys()
+        self.first_position = position_offset(model)
 
     def forward(
         self,
@@ -64,12 +69,16 @@ class DecoderGraph(nn.Module):
         trace = AttentionTrace(past_lengths, past_lengths + sequence)
         keywords: dict[str, torch.Tensor] = {}
         if "position_ids" in self.accepts:
-            keywords["position_ids"] = positions
+            keywords["position_ids"] = positions + self.first_position
         if (
             "attention_mask" in self.accepts
         ):  # nothing is padding; some models take positions from it
             keywords["attention_mask"] = torch.ones(input_ids.shape[0], past[0].shape[2]).long()
-        with tracing_attention(trace), only_positions(self.model, logits_positions):
+        with (
+            tracing_attention(trace),
+            only_positions(self.model, logits_positions),
+            told_positions(self.model, positions),
+        ):
             output = self.model(
                 input_ids=input_ids,
                 past_key_values=cache,
@@ -119,17 +128,22 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
         keywords["attention_mask"] = torch.ones_like(tokens)  # or it looks for padding
     trace = AttentionTrace(past_lengths, past_lengths + 2)
     with torch.no_grad(), export_implementations(model), tracing_attention(trace):
-        output = model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
+        try:
+            output = model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
+        except UntraceableError:
+            raise
+        except Exception as error:  # the model's own code, which fails in any way that it has
+            raise UntraceableError(f"running it fails ({last_cause(error)})") from error
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
     if not isinstance(cache, Cache):
-        raise UntraceableError("it keeps no key-value cache that transformers manages")
+        raise UntraceableError(why_no_cache(output))
     return [_cache_layer(layer) for layer in cache.layers]
 
 
 def _cache_layer(layer: object) -> CacheLayer | None:
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
-        raise UntraceableError(f"a layer keeps state of its own ({type(layer).__name__})")
+        raise UntraceableError(why_not_keys_and_values(layer))
     if isinstance(layer, DummyLayer) or layer.keys is None or layer.values is None:
         return None
     return CacheLayer(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
@@ -139,6 +153,7 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
     register()
     register_experts()
+    register_tables(model)
     try:
         program, onnx_program = _export(model, layers)
     except UntraceableError:
@@ -219,7 +234,7 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
             yield
     else:
         own = {model.config._attn_implementation}
-        with implementations(model, experts=EXPORT), additive_masks(own):
+        with implementations(model, experts=EXPORT), additive_masks(own), FusedAttention():
             yield
 
 
