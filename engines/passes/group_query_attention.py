@@ -56,10 +56,8 @@ def _replace(
     graph: ir.Graph, node: ir.Node, key: ir.Node, value: ir.Node, lengths: Lengths
 ) -> None:
     result = node.outputs[0]
-    heads, kv_heads, head_dim = (
-        static_size(value, axis)
-        for value, axis in ((result, 1), (key.inputs[0], 1), (key.inputs[0], 3))
-    )
+    heads, kv_heads = static_size(result, 1), static_size(key.inputs[0], 1)
+    head_dim = static_size(key.inputs[0], 3)
     insert = Inserter(graph, node, node.name or "attention")
 
     def tokens_first(heads_first: ir.Value | None, count: int) -> ir.Value:
