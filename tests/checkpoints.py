@@ -151,14 +151,14 @@ def make_checkpoint(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-        _enliven(model)
+        enliven(model)
     model.save_pretrained(directory)
     tokenizer().save_pretrained(directory)
     return directory
 
 
-def _enliven(model: torch.nn.Module) -> None:
-    """Draw every weight again, large enough to matter."""
+def enliven(model: torch.nn.Module) -> None:
+    """Draw every weight again, large enough to matter, and move what else is stored."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
         if parameter.dim() > 1:
@@ -170,6 +170,9 @@ def _enliven(model: torch.nn.Module) -> None:
             # A norm's scale becomes about 1 or -1 (whether the model stores it as such or less 1).
             # With positive scales and tied embeddings the likeliest next token is the last one.
             parameter.data -= 2.0 * torch.randint(2, parameter.shape)
+    for name, buffer in model.named_buffers():
+        if name in model.state_dict() and buffer.is_floating_point():
+            buffer += 0.1 * torch.randn(buffer.shape)  # a router's correction, say
 
 
 @functools.cache
