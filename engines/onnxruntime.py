@@ -25,6 +25,8 @@ def lower(model: ir.Model) -> None:
     """Lower the standard graph for ONNX Runtime, in place."""
     for lowering in PASSES:
         lowering(model)
+    # Several passes may have computed the same lengths, under the same names.
+    common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
 

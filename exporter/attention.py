@@ -27,6 +27,7 @@ _HARMLESS = frozenset(
         "cache_position",
         "cu_seq_lens_k",
         "cu_seq_lens_q",
+        "logits_to_keep",
         "max_length_k",
         "max_length_q",
         "num_items_in_batch",
@@ -201,9 +202,9 @@ def _is_window(mask_function: Callable[..., torch.Tensor], window: int) -> bool:
         expected = (keys <= query) & (keys > query - window)
         try:
             got = mask_function(zero, zero, query, keys)
+            return torch.equal(got.expand_as(expected), expected)
         except (RuntimeError, AssertionError, TypeError, IndexError):
             return False  # it closes over traced tensors, as chunked attention does
-        return torch.equal(got.expand_as(expected), expected)
 
 
 def additive_mask(

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import torch
 
 from serving.contract import (
     INPUT_IDS,
@@ -35,8 +36,8 @@ class WeightAccount:
 def check_graph(model: ir.Model, layers: int, *, shared: bool = False) -> None:
     """Raise GraphError unless the graph has the contract's form with ``layers`` cache layers.
 
-    Each has one Attention node and two cache updates; where layers may have ``shared`` caches,
-    there may be more Attention nodes than caches.
+    Each has two cache updates and one Attention node, or the same number of them (differential
+    attention has two); where layers may have ``shared`` caches, there may be more.
     """
     graph = model.graph
     _check_names(graph, layers)
@@ -45,7 +46,7 @@ def check_graph(model: ir.Model, layers: int, *, shared: bool = False) -> None:
     if foreign:
         raise GraphError(f"operators outside the ONNX standard: {', '.join(sorted(foreign))}")
     attentions = operators["Attention"]
-    if attentions < layers or (attentions > layers and not shared):
+    if attentions < layers or (attentions % layers and not shared):
         raise GraphError(
             f"{attentions} Attention nodes for {layers} layers with a cache: the "
             "attention code of this architecture isn't understood"
@@ -71,10 +72,24 @@ def account_weights(model: ir.Model, state: dict[str, object]) -> WeightAccount:
         if name in state:
             used |= by_identity[id(state[name])]
         elif value.const_value is not None and value.const_value.size > _LARGEST_CONSTANT:
+            if same := _holding(value.const_value, state):
+                used |= same  # a buffer that the model assigns again while it runs
+                continue
             raise GraphError(
                 f"{name} is a constant of {value.const_value.size} elements that is no weight"
             )
     return WeightAccount(tuple(sorted(used)), tuple(sorted(set(state) - used)))
+
+
+def _holding(constant: ir.TensorProtocol, state: dict[str, object]) -> set[str]:
+    """Names of the tensors that hold exactly the numbers of ``constant``."""
+    numbers = torch.from_numpy(constant.numpy())
+    return {
+        name
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
+        if tensor.shape == numbers.shape and torch.equal(tensor, numbers)
+    }
 
 
 def attention_windows(model: ir.Model, layers: int) -> list[int | None]:

@@ -23,6 +23,7 @@ from exporter.attention import (
 )
 from exporter.buffers import BufferCache
 from exporter.simplify import simplify
+from exporter.traits.complex_rotation import RealPairs
 from exporter.traits.experts import register_experts
 from exporter.traits.fused_attention import FusedAttention
 from exporter.traits.own_attention import fuse_own_attention
@@ -150,7 +151,10 @@ def _cache_layer(layer: object) -> CacheLayer | None:
 
 
 def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
-    """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else."""
+    """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else.
+
+    Raises UntraceableError if the model's code can't be traced or asks for what the graph can't say.
+    """
     register()
     register_experts()
     register_tables(model)
@@ -229,12 +233,18 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
 
     A model with attention code of its own keeps that and gets masks it can add to its scores.
     """
-    if model._can_set_attn_implementation():
-        with implementations(model, experts=EXPORT, attention=EXPORT):
+    decoder = model.get_decoder()  # of a model that sees or hears too, the part that matters here
+    if decoder._can_set_attn_implementation():
+        with implementations(model, experts=EXPORT, attention=EXPORT), RealPairs():
             yield
     else:
-        own = {model.config._attn_implementation}
-        with implementations(model, experts=EXPORT), additive_masks(own), FusedAttention():
+        own = {decoder.config._attn_implementation}
+        with (
+            implementations(model, experts=EXPORT),
+            additive_masks(own),
+            FusedAttention(),
+            RealPairs(),
+        ):
             yield
 
 
