@@ -11,7 +11,7 @@ from torch.onnx.ops import symbolic
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 
-class BufferLayer(CacheLayerMixin):
+class BufferLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """One layer's key and value buffers, T [batch, kv_heads, max_sequence, head_dim]."""
 
     is_compileable = False
@@ -51,7 +51,7 @@ class BufferLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
 
-class BufferCache(Cache):
+class BufferCache(Cache):  # type: ignore[misc]
     """All layers' buffers behind transformers' cache interface.
 
     ``buffers`` has one entry a cache layer: its key and value buffers, or None for a layer that

@@ -1,8 +1,8 @@
 """The parity gate: the engine as it will be served, against transformers.
 
 The engine prefills ragged prompts whole and in chunks and decodes them greedily in one batch. Then
-transformers computes every position of the resulting sequences in one pass each. If its first choice
-agrees at each position, its own greedy decoding gives the same tokens, by induction.
+transformers computes every position of the resulting sequences in one pass each. If its first
+choice agrees at each position, its own greedy decoding gives the same tokens, by induction.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,10 @@ class ParityReport:
     def reason(self) -> str:
         """Say in a clause what was breached."""
         worst = max(self.comparisons, key=lambda comparison: comparison.max_error)
-        text = f"logits differ by up to {worst.max_error:.3g} ({worst.name}; {self.tolerance_max:.3g} allowed)"
+        text = (
+            f"logits differ by up to {worst.max_error:.3g} ({worst.name}; "
+            f"{self.tolerance_max:.3g} allowed)"
+        )
         if self.divergence is not None:
             text += (
                 f", greedy decoding diverges at token {self.divergence.position} of prompt "
@@ -120,8 +123,14 @@ def run_engine(
             tokens[row].append(int(logits[row, 0].argmax()))
     empty = np.zeros((0, engine.vocab_size), dtype=np.float32)
     return [
-        EngineRun(list(prompt), *rest, np.stack(steps) if steps else empty)
-        for prompt, *rest, steps in zip(prompts, tokens, prefill, chunked, decoded, strict=True)
+        EngineRun(
+            list(prompt),
+            tokens[row],
+            prefill[row],
+            chunked[row],
+            np.stack(decoded[row]) if decoded[row] else empty,
+        )
+        for row, prompt in enumerate(prompts)
     ]
 
 
@@ -168,7 +177,8 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
     """Logits of every position in one pass of transformers, float32 [positions, vocab]."""
     with torch.no_grad():
         output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, return_dict=True)
-    return output.logits[0].float().numpy()
+    logits: Floats = output.logits[0].float().numpy()
+    return logits
 
 
 def rounding_error(

@@ -54,8 +54,9 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         print(json.dumps(plan.as_dict(), indent=2))
         return
     table = Table(title=f"Plan for {plan.model}", show_header=False)
+    size = f"{plan.parameters:,} parameters, {len(plan.layers)} layers"
     rows = {
-        "architecture": f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers",
+        "architecture": f"{plan.architecture}, {size}",
         "precision": plan.dtype,
         "targets": ", ".join(plan.targets),
         "most tokens": f"{plan.max_length:,}",

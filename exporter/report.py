@@ -48,8 +48,8 @@ def _markdown(
     lines = [
         f"# {plan.model}",
         "",
-        f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers with a cache, "
-        f"{plan.dtype}, at most {plan.max_length:,} tokens.",
+        f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers with a "
+        f"cache, {plan.dtype}, at most {plan.max_length:,} tokens.",
         "",
         "## Engines",
         "",

@@ -29,6 +29,22 @@ class Inserter:
         **attributes: Attribute,
     ) -> ir.Node:
         """Insert one node and return it."""
+        return self._insert(op_type, inputs, attributes, domain, num_outputs)
+
+    def value(
+        self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Attribute
+    ) -> ir.Value:
+        """Insert a node with one output and return that."""
+        return self._insert(op_type, inputs, attributes, "", 1).outputs[0]
+
+    def _insert(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Attribute],
+        domain: str,
+        num_outputs: int,
+    ) -> ir.Node:
         self._count += 1
         name = f"{self.prefix}/{op_type}#{self._count}"
         made = ir.node(
@@ -38,12 +54,6 @@ class Inserter:
             output.name = f"{name}:{position}"
         self.graph.insert_before(self.anchor, [made])
         return made
-
-    def value(
-        self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Attribute
-    ) -> ir.Value:
-        """Insert a node with one output and return that."""
-        return self.node(op_type, inputs, **attributes).outputs[0]
 
     def integers(self, numbers: Sequence[int] | int) -> ir.Value:
         """An int64 constant, shared by its value: a vector, or a scalar for a plain number."""
@@ -60,11 +70,13 @@ def _constant(graph: ir.Graph, array: npt.NDArray[np.int64] | npt.NDArray[np.flo
     name = f"{array.dtype}_{kind}_" + "_".join(str(number) for number in array.ravel())
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        graph.register_initializer(
-            ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
+        graph.register_initializer(value)
     return graph.initializers[name]
 
 

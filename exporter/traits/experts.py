@@ -1,19 +1,20 @@
 """Mixture of experts: an experts implementation that traces to standard operators.
 
-Transformers' own implementations sort tokens by expert (``grouped_mm`` has no ONNX form) or loop over
-data-dependent counts. This one computes every expert for every token and weights the results, so it
-costs experts / top_k times the arithmetic, and is exact.
+Transformers' own implementations sort tokens by expert (``grouped_mm`` has no ONNX form) or loop
+over data-dependent counts. This one computes every expert for every token and weights the results,
+so it costs experts / top_k times the arithmetic, and is exact.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from exporter.attention import EXPORT
 
 
 def all_experts(
-    self: nn.Module,
+    self: Any,  # a module with experts
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
@@ -39,7 +40,7 @@ def all_experts(
     return (outer * shares.transpose(0, 1)[:, :, None]).sum(dim=0).to(hidden_states.dtype)
 
 
-def _per_expert(module: nn.Module, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _per_expert(module: Any, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Multiply [experts or 1, tokens, in] by each expert's weight: [experts, tokens, out]."""
     return tokens @ (weight if module.is_transposed else weight.transpose(1, 2))
 

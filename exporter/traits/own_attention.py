@@ -1,8 +1,9 @@
 """Attention written out in a model's own code, brought back to one ``Attention`` node a layer.
 
 Some model types multiply queries by keys themselves and never reach transformers' attention
-interface. Their code is traced as it stands and recognised in the graph: a MatMul of softmax weights
-with a value buffer, whose scores are a MatMul with that layer's key buffer, scaled and biased.
+interface. Their code is traced as it stands and recognised in the graph: a MatMul of softmax
+weights with a value buffer, whose scores are a MatMul with that layer's key buffer, scaled and
+biased.
 """
 
 from dataclasses import dataclass
@@ -109,22 +110,23 @@ def _read_scores(insert: Inserter, scores: ir.Value, updates: set[ir.Value]) -> 
     if node.op_type in _VIEWS:
         return _read_scores(insert, first, updates)
     if node.op_type in ("Mul", "Div"):
-        factor = _number(second)
-        if factor is None and node.op_type == "Mul":
-            first, factor = second, _number(first)
-        if factor is not None and first is not None:
+        inner, factor = first, _number(second)
+        if factor is None and node.op_type == "Mul" and second is not None:
+            inner, factor = second, _number(first)
+        if factor is not None:
             factor = factor if node.op_type == "Mul" else 1 / factor
-            return _scaled(insert, _read_scores(insert, first, updates), factor)
+            return _scaled(insert, _read_scores(insert, inner, updates), factor)
     if node.op_type == "Add" and second is not None:
         inner, bias = (first, second) if _has_scores(first, updates) else (second, first)
         return _biased(insert, _read_scores(insert, inner, updates), bias)
     if node.op_type == "Where":
-        condition, hidden, inner = node.inputs
-        assert condition is not None and inner is not None
-        zero = insert.value("CastLike", [insert.integers(0), inner])
+        condition, hidden, shown = node.inputs
+        assert condition is not None
+        assert shown is not None
+        zero = insert.value("CastLike", [insert.integers(0), shown])
         bias = insert.value("Where", [condition, hidden, zero])
-        bias.shape, bias.type = condition.shape, inner.type
-        return _biased(insert, _read_scores(insert, inner, updates), bias)
+        bias.shape, bias.type = condition.shape, shown.type
+        return _biased(insert, _read_scores(insert, shown, updates), bias)
     raise UntraceableError(f"attention code of its own with {node.op_type} on its scores")
 
 

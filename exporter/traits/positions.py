@@ -1,7 +1,8 @@
 """Positions: models that count them in a way of their own get them told instead.
 
-Some decoders take no ``position_ids``: they count on from the cache's length, which differs from row to
-row here. Their modules that take positions get ours. Others offset positions by their padding id.
+Some decoders take no ``position_ids``: they count on from the cache's length, which differs from
+row to row here. Their modules that take positions get ours. Others offset positions by their
+padding id.
 """
 
 import inspect
@@ -25,7 +26,7 @@ def position_offset(model: nn.Module) -> int:
     for module in model.modules():
         count = getattr(module, "create_position_ids_from_input_ids", None)
         if count is not None and takes_positions(model):
-            padding = module.padding_idx
+            padding = getattr(module, "padding_idx", 0)
             # No token is padding, so that the first one's position is the offset.
             tokens = torch.full((1, 1), padding + 1, device="cpu")
             return int(count(tokens, padding).item())

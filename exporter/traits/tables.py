@@ -1,7 +1,7 @@
 """Tables that a model keeps as plain attributes, such as sinusoidal positions.
 
-A trace would store them as nameless constants. As buffers they have a name, and are accounted for like
-every other weight.
+A trace would store them as nameless constants. As buffers they have a name, and are accounted for
+like every other weight.
 """
 
 import torch
