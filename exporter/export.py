@@ -37,7 +37,7 @@ from exporter.structure import (
     check_graph,
 )
 from exporter.tokenization import special_tokens, write_tokenizer
-from exporter.tracing import trace
+from exporter.unrolling import trace_unrolled
 from serving.bundle import (
     DType,
     EngineInfo,
@@ -169,9 +169,7 @@ def _export_into(
         raise UserError(_breach(checkpoint, plan, graph, served, parity, bisect=request.bisect))
     if served is not partial:
         shutil.rmtree(served)
-    write_report(
-        partial, plan, parity, traced.weights, traced.unused, engines, clock.seconds
-    )
+    write_report(partial, plan, parity, traced.weights, traced.unused, engines, clock.seconds)
     with clock.stage("Packing"):
         files = checksums(partial)
         manifest = Manifest(
@@ -197,7 +195,7 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     loaded = load(checkpoint, DTYPES[plan.dtype])
     model = loaded.model
     try:
-        graph = trace(model, list(plan.cache))
+        graph = trace_unrolled(model, list(plan.cache))
         check_graph(graph, len(plan.layers), shared=len(plan.layers) < len(plan.cache))
         state = {**model.state_dict(keep_vars=True), **dict(model.named_buffers())}
         weights = account_weights(graph, state)

@@ -111,7 +111,10 @@ def _name_after_modules(model: ir.Model) -> None:
 
 def _module_path(node: ir.Node) -> str:
     """Path of the innermost module that a node was traced in."""
-    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    if _SCOPES not in node.metadata_props:  # made while folding: it goes with what it works on
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        return (source.name or "").rpartition("/")[0] if source is not None else ""
+    scopes = ast.literal_eval(node.metadata_props[_SCOPES])
     path = scopes[-2] if len(scopes) > 1 else ""
     return path.removeprefix(_ROOT) if path.startswith(_ROOT) else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -22,13 +22,14 @@ from exporter.attention import (
     tracing_attention,
 )
 from exporter.buffers import BufferCache
+from exporter.lengths import longest_sequence
 from exporter.simplify import simplify
 from exporter.traits.complex_rotation import RealPairs
 from exporter.traits.experts import register_experts
 from exporter.traits.fused_attention import FusedAttention
 from exporter.traits.own_attention import fuse_own_attention
 from exporter.traits.positions import position_offset, told_positions
-from exporter.traits.states import why_no_cache, why_not_keys_and_values
+from exporter.traits.states import RECURRENT, why_no_cache, why_not_keys_and_values
 from exporter.traits.tables import register_tables
 from serving.contract import (
     INPUT_IDS,
@@ -134,7 +135,7 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
         except UntraceableError:
             raise
         except Exception as error:  # the model's own code, which fails in any way that it has
-            raise UntraceableError(f"running it fails ({last_cause(error)})") from error
+            raise UntraceableError(_why_failed(model, "running", error)) from error
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
     if not isinstance(cache, Cache):
@@ -163,10 +164,11 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     except UntraceableError:
         raise
     except Exception as error:  # tracing runs the model's code and fails in any way that has
-        raise UntraceableError(f"tracing it fails ({last_cause(error)})") from error
+        raise UntraceableError(_why_failed(model, "tracing", error)) from error
     graph = onnx_program.model
     simplify(graph, frozenset(program.state_dict))
     fuse_own_attention(graph)
+    CommonSubexpressionEliminationPass()(graph)
     RemoveUnusedNodesPass()(graph)
     return graph
 
@@ -175,7 +177,7 @@ def _export(
     model: PreTrainedModel, layers: list[CacheLayer | None]
 ) -> tuple[torch.export.ExportedProgram, torch.onnx.ONNXProgram]:
     buffers = [layer for layer in layers if layer is not None]
-    inputs, dynamic_shapes = _example(buffers, model.dtype)
+    inputs, dynamic_shapes = _example(buffers, model.dtype, longest_sequence(model))
     with export_implementations(model):
         program = torch.export.export(
             DecoderGraph(model, [layer is not None for layer in layers]),
@@ -196,6 +198,11 @@ def _export(
     )
     assert onnx_program is not None
     return program, onnx_program
+
+
+def _why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
+    """Why a model's own code failed, as a clause."""
+    return RECURRENT if model._is_stateful else f"{doing} it fails ({last_cause(error)})"
 
 
 def last_cause(error: BaseException) -> str:
@@ -249,9 +256,12 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _example(
-    layers: list[CacheLayer], dtype: torch.dtype
+    layers: list[CacheLayer], dtype: torch.dtype, longest: int | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Example inputs and their dynamic axes; the sizes are all different and mean nothing."""
+    """Example inputs and their dynamic axes; the sizes are all different and mean nothing.
+
+    No length is more than ``longest``, so that a model may check its tables for that.
+    """
     batch, sequence, capacity = 2, 5, 13
     past = [
         torch.zeros(batch, layer.kv_heads, capacity, dim, dtype=dtype)
@@ -264,8 +274,10 @@ def _example(
         torch.tensor([[0, 1, 4], [0, 2, 3]]),
         past,
     )
-    rows, columns = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    capacity_axis = torch.export.Dim("max_sequence")
+    limit = longest if longest is not None and longest > capacity else None
+    rows, columns = torch.export.Dim("batch"), torch.export.Dim("sequence", max=limit)
+    # Shorter buffers are no use, and some models branch on whether there is any past.
+    capacity_axis = torch.export.Dim("max_sequence", min=4, max=limit)
     count = torch.export.Dim("positions")
     axes = (
         {0: rows, 1: columns},
