@@ -120,8 +120,8 @@ def ignore_lengths(model: ir.Model) -> None:
 
 
 def large_constant(model: ir.Model) -> None:
-    """Store a weight under a name that isn't the checkpoint's."""
-    value = model.graph.initializers["lm_head.weight"]
-    del model.graph.initializers["lm_head.weight"]
+    """Store what was computed from a weight, under a name that isn't the checkpoint's."""
+    value = model.graph.initializers.pop("lm_head.weight")
     value.name = "lm_head.folded"
+    value.const_value = ir.tensor(2 * value.const_value.numpy(), name=value.name)
     model.graph.register_initializer(value)
