@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
+from exporter.lengths import longest_sequence
 from exporter.tracing import CacheLayer, cache_layers, last_cause
 from serving.bundle import DType, Target
 from serving.errors import UserError
@@ -21,8 +22,6 @@ DTYPES: dict[DType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Config attributes that hold a model's maximum length, most usual first.
-_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length", "max_sequence_length")
 _UNLIMITED = 2048  # for architectures that name no maximum
 
 
@@ -84,7 +83,7 @@ def make_plan(
         parameters=stored,
         dtype=dtype,
         targets=targets,
-        max_length=_limit(checkpoint.config, max_length),
+        max_length=_limit(model, max_length),
         batch=batch,
         cache=cache,
         weight_bytes=weight_bytes,
@@ -137,12 +136,8 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _limit(config: PreTrainedConfig, wanted: int | None) -> int:
-    text_config = config.get_text_config(decoder=True)
-    own = next(
-        (n for name in _LENGTHS if isinstance(n := getattr(text_config, name, None), int)), 0
-    )
-    longest = own or _UNLIMITED
+def _limit(model: PreTrainedModel, wanted: int | None) -> int:
+    longest = longest_sequence(model) or _UNLIMITED
     if wanted is None:
         return longest
     if wanted < 2 or wanted > longest:

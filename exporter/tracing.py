@@ -202,7 +202,12 @@ def _export(
 
 def _why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
     """Why a model's own code failed, as a clause."""
-    return RECURRENT if model._is_stateful else f"{doing} it fails ({last_cause(error)})"
+    if model._is_stateful:
+        return RECURRENT
+    cause = last_cause(error)
+    if cause.startswith("Constraints violated"):
+        return "its code goes different ways for different lengths, and one graph has to serve all"
+    return f"{doing} it fails ({cause})"
 
 
 def last_cause(error: BaseException) -> str:

@@ -137,7 +137,7 @@ def _has_scores(value: ir.Value, updates: set[ir.Value]) -> bool:
         return False
     if node.op_type == "MatMul":
         return _buffer(node.inputs[1], updates) is not None
-    if node.op_type in _VIEWS | {"Mul", "Div", "Add", "Where"}:
+    if node.op_type in _VIEWS | {"Mul", "Div", "Add", "Where", "Max"}:
         return any(_has_scores(source, updates) for source in node.inputs if source is not None)
     return False
 
