@@ -47,7 +47,7 @@ OPSET = 24
 class DecoderGraph(nn.Module):
     """A decoder with the contract's inputs and outputs (see serving/contract.py)."""
 
-    def __init__(self, model: nn.Module, cache_layers: list[bool]) -> None:
+    def __init__(self, model: PreTrainedModel, cache_layers: list[bool]) -> None:
         super().__init__()
         self.model = model
         self.cache_layers = cache_layers
@@ -93,7 +93,7 @@ class DecoderGraph(nn.Module):
 
 
 @contextmanager
-def only_positions(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+def only_positions(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
     """Let the language model head see only the positions asked for, int64 [batch, n]."""
 
     def gather(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -143,7 +143,7 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
     return [_cache_layer(layer) for layer in cache.layers]
 
 
-def _cache_layer(layer: object) -> CacheLayer | None:
+def _cache_layer(layer: Any) -> CacheLayer | None:
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
         raise UntraceableError(why_not_keys_and_values(layer))
     if isinstance(layer, DummyLayer) or layer.keys is None or layer.values is None:

@@ -109,6 +109,8 @@ def _read_scores(insert: Inserter, scores: ir.Value, updates: set[ir.Value]) -> 
         return _Scores(first, key, 1.0, None)
     if node.op_type in _VIEWS:
         return _read_scores(insert, first, updates)
+    if node.op_type == "Max" and (lowest := _number(second)) is not None and lowest < -1e30:
+        return _read_scores(insert, first, updates)  # keeps hidden scores finite, and hidden
     if node.op_type in ("Mul", "Div"):
         inner, factor = first, _number(second)
         if factor is None and node.op_type == "Mul" and second is not None:
@@ -167,7 +169,7 @@ def _biased(insert: Inserter, scores: _Scores, bias: ir.Value) -> _Scores:
         heads = _heads(scores.query, scores.key)
         first, second = (_four_axes(insert, part, heads) for part in (first, second))
     total = insert.value("Add", [first, second])
-    total.shape = second.shape if second.shape is not None else first.shape
+    total.shape = ir.Shape([None] * max(len(part.shape or ()) for part in (first, second)))
     total.type = bias.type
     return _Scores(scores.query, scores.key, scores.scale, total)
 
