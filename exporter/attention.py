@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from exporter.traits.states import INDEXED
 from serving.contract import WINDOW_METADATA
 
 EXPORT = "export_llm"
@@ -97,6 +98,8 @@ def attention(
     an argument that would change the result and isn't understood.
     """
     unknown = {name for name, given in others.items() if given is not None} - _HARMLESS
+    if "indices" in unknown:
+        raise UntraceableError(INDEXED)
     if unknown:
         raise UntraceableError(f"attention with {', '.join(sorted(unknown))}")
     trace = _current.get()

@@ -59,12 +59,19 @@ def try_type(model_type: str) -> Outcome:
             if _can_be_built(model_type):
                 return Outcome(model_type, "failing", f"no tiny checkpoint: {_first_line(error)}")
             model = None
-            AutoConfig.for_model(model_type).save_pretrained(checkpoint)
+            checkpoint.mkdir()
+            config = {"model_type": model_type}
+            (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
             save_file({}, checkpoint / "model.safetensors")
         try:
             export(Request(str(checkpoint), bundle), _Silent())
         except UserError as error:
-            reason = str(error).rstrip(".").replace(f"{model_type} has the architecture", "it is")
+            reason = (
+                str(error)
+                .rstrip(".")
+                .replace(f"{directory}/", "")
+                .replace(f"{model_type} has the architecture", "it is")
+            )
             _, marker, cause = reason.partition("can't be exported: ")
             breach = (
                 "was not exported: " in reason

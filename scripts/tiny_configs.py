@@ -67,7 +67,6 @@ LAYER_COUNTS = (
     "decoder_layers",
     "num_decoder_layers",
     "num_blocks",
-    "num_layers_per_stack",
 )
 # Distances between layers of a kind, and where the first one is.
 PERIODS = r".*_(interval|period|pattern|every_n|step|frequency)"
@@ -93,7 +92,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
             for kind in ("full_attention", "sliding_attention")
         }
     },
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "gemma4_assistant": {
         "text_config": {
             "hidden_size_per_layer_input": 0,

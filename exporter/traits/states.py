@@ -6,12 +6,12 @@ RECURRENT = (
     "it has layers with a recurrent state (state-space, linear attention or convolution), and only "
     "keys and values can be kept from step to step"
 )
-_INDEXED = (
+INDEXED = (
     "its layers choose the tokens they attend to with an index of their own (sparse attention), "
     "which keeps more than keys and values"
 )
 # Part of the name of a cache layer's class -> why it can't be exported.
-_REASONS = {"Linear": RECURRENT, "Recurrent": RECURRENT, "Conv": RECURRENT, "Index": _INDEXED}
+_REASONS = {"Linear": RECURRENT, "Recurrent": RECURRENT, "Conv": RECURRENT, "Index": INDEXED}
 # Names under which models return a recurrent state.
 _RECURRENT_OUTPUTS = ("cache_params", "state", "ssm_state")
 
