@@ -54,7 +54,7 @@ class AttentionTrace:
 
     past_lengths: torch.Tensor
     kv_lengths: torch.Tensor
-    # A mask function's result and the window it stands for, so that engines can use a window kernel.
+    # A mask function's result and the window it stands for: engines may have a window kernel.
     windows: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     causal: bool = False
     """Whether the model asked for a plain causal mask, which is None here."""
@@ -170,7 +170,7 @@ def mask(
 ) -> torch.Tensor | None:
     """Mask function in transformers' sense: boolean [batch, 1, q_length, kv_length], True attends.
 
-    None stands for the plain causal mask. Rows have no padding (``attention_mask``), so it is ignored.
+    None stands for the plain causal mask. Rows have no padding: ``attention_mask`` is ignored.
     """
     if mask_function is causal_mask_function and allow_is_causal_skip:
         _current.get().causal = True

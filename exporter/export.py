@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from engines import onnxruntime as onnxruntime_target
 from engines.packing import checksums, commit, reserved
+from engines.passes.sizes import static_size
 from exporter.attention import UntraceableError
 from exporter.bisect import first_differing_module
 from exporter.checkpoint import Checkpoint, find_checkpoint, load
@@ -209,14 +210,14 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
             LayerInfo(kv_heads=c.kv_heads, key_dim=c.key_dim, value_dim=c.value_dim, window=window)
             for c, window in zip(plan.layers, windows, strict=True)
         ),
-        int(graph.graph.outputs[0].shape[2]),
+        static_size(graph.graph.outputs[0], 2),
         weights,
         loaded.unused,
     )
 
 
 def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[EngineInfo]:
-    """Build every target's engine into ``partial`` and what parity is checked on into ``served``."""
+    """Build the targets' engines into ``partial`` and what parity is checked on into ``served``."""
     engines = []
     tensorrt_targets = [target for target in plan.targets if target != "onnxruntime"]
     if served is not partial:

@@ -31,7 +31,7 @@ _ROOT = "model."  # the traced module holds the checkpoint's model under this na
 
 
 def simplify(model: ir.Model, parameters: frozenset[str]) -> None:
-    """Clean ``model`` in place; ``parameters`` names the initialisers that came from the checkpoint."""
+    """Clean ``model`` in place; ``parameters`` names the initialisers from the checkpoint."""
 
     def should_fold(node: ir.Node) -> bool | None:
         uses_weight = any(value is not None and value.name in parameters for value in node.inputs)
@@ -66,7 +66,7 @@ def simplify(model: ir.Model, parameters: frozenset[str]) -> None:
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.OutputFixPass(),
         common.TopologicalSortPass(),

@@ -154,7 +154,8 @@ def _cache_layer(layer: Any) -> CacheLayer | None:
 def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """Trace ``model`` to the decoder graph: standard operators of opset 24 and nothing else.
 
-    Raises UntraceableError if the model's code can't be traced or asks for what the graph can't say.
+    Raises UntraceableError if the model's code can't be traced or asks for what the graph can't
+    say.
     """
     register()
     register_experts()
@@ -239,13 +240,19 @@ def implementations(
             config._experts_implementation = own_experts
 
 
+def language_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Of a model that sees or hears too, the part that decodes; else all of it."""
+    decoder = model.get_decoder()  # some models have a layer under that name
+    return decoder if isinstance(decoder, PreTrainedModel) else model
+
+
 @contextmanager
 def export_implementations(model: PreTrainedModel) -> Iterator[None]:
     """Have ``model`` use our attention, masks and experts.
 
     A model with attention code of its own keeps that and gets masks it can add to its scores.
     """
-    decoder = model.get_decoder()  # of a model that sees or hears too, the part that matters here
+    decoder = language_part(model)
     if decoder._can_set_attn_implementation():
         with implementations(model, experts=EXPORT, attention=EXPORT), RealPairs():
             yield

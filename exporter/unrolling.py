@@ -2,8 +2,8 @@
 
 A decoder is a stack of layers of a few kinds. The model is traced with only the first layers, so
 many that every later one has two of its kind among them, and the graph of the second is copied for
-each later layer with that layer's weights and cache. The two traced layers of a kind must come out equal
-node by node; where they don't, or anything else is unusual, the whole model is traced.
+each later layer with that layer's weights and cache. The two traced layers of a kind must come out
+equal node by node; where they don't, or anything else is unusual, the whole model is traced.
 """
 
 from collections.abc import Iterator
