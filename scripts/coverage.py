@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 import serving
 from exporter.export import Request, export
 from exporter.traits.positions import position_offset, takes_positions
+from exporter.tracing import language_part
 from scripts.coverage_table import Outcome, write_table
 from scripts.tiny_configs import tiny_config
 from serving.errors import UserError
@@ -168,7 +169,7 @@ def _traits(model: PreTrainedModel, bundle: Path) -> tuple[str, ...]:
     found = {
         "windows": any(layer["window"] for layer in layers),
         "experts": any(type(module).__name__.endswith("Experts") for module in model.modules()),
-        "attention code of its own": not model.get_decoder()._can_set_attn_implementation(),
+        "attention code of its own": not language_part(model)._can_set_attn_implementation(),
         "position offset": position_offset(model) > 0,
         "counts positions itself": not takes_positions(model),
         "keys and values of different size": any(
