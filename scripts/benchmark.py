@@ -128,9 +128,8 @@ def memory(bundle: Path, size: int) -> None:
         _decode_rate(model, 64)
         needed = model.engine.weight_bytes + model.engine.cache.nbytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    click.echo(
-        f"peak {peak / 1e6:,.0f} MB, weights and KV cache {needed / 1e6:,.0f} MB: {peak / needed:.3f}"
-    )
+    text = f"peak {peak / 1e6:,.0f} MB, weights and KV cache {needed / 1e6:,.0f} MB"
+    click.echo(f"{text}: {peak / needed:.3f}")
 
 
 def _decode_rate(model: Any, tokens: int) -> float:
