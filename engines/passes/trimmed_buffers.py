@@ -9,6 +9,7 @@ follows the tokens and not the capacity.
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter, insert_lengths
+from serving.contract import PARTS, past_name
 
 
 def trim_buffers(model: ir.Model) -> None:
@@ -26,7 +27,9 @@ def trim_buffers(model: ir.Model) -> None:
         valid.type = present.type
         for use in readers:
             use.node.replace_input_with(use.idx, valid)
-    buffers = {update.inputs[0] for update in updates}
+    # All of them: what reads a capacity may read it off a buffer that another pass lowered.
+    pasts = {past_name(layer, part) for layer in range(len(graph.inputs)) for part in PARTS}
+    buffers = {value for value in graph.inputs if value.name in pasts}
     for node in list(graph):
         if _is_length_of(node, buffers):
             node.outputs[0].replace_all_uses_with(total)
@@ -34,7 +37,7 @@ def trim_buffers(model: ir.Model) -> None:
     graph.sort()
 
 
-def _is_length_of(node: ir.Node, buffers: set[ir.Value | None]) -> bool:
+def _is_length_of(node: ir.Node, buffers: set[ir.Value]) -> bool:
     """Whether a node reads the capacity off a buffer's shape."""
     return (
         node.op_type == "Shape"
