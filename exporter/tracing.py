@@ -42,6 +42,8 @@ from serving.contract import (
 )
 
 OPSET = 24
+# What a trace says where code asks for the value of a tensor.
+_DEPENDING_ON_DATA = ("aten.nonzero", "aten._local_scalar_dense", "data-dependent")
 
 
 class DecoderGraph(nn.Module):
@@ -208,6 +210,8 @@ def _why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
     cause = last_cause(error)
     if cause.startswith("Constraints violated"):
         return "its code goes different ways for different lengths, and one graph has to serve all"
+    if any(operator in cause for operator in _DEPENDING_ON_DATA):
+        return "its code goes different ways for different tokens, and one graph has to serve all"
     return f"{doing} it fails ({cause})"
 
 
