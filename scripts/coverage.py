@@ -1,8 +1,8 @@
 """Try every causal-LM type that transformers registers, and write docs/coverage.md.
 
-Each type gets a tiny config by general rules (see tiny_configs.py), random weights, and the product's
-own path: export through the parity gate, then serve. Results are kept as one JSON line a type, so that
-only what is asked for runs again.
+Each type gets a tiny config by general rules (see tiny_configs.py), random weights, and the
+product's own path: export through the parity gate, then serve. Results are kept as one JSON line a
+type, so that only what is asked for runs again.
 
     python -m scripts.coverage                 run what has no result yet, write the table
     python -m scripts.coverage --failed        run again what failed
@@ -30,8 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import serving
 from exporter.export import Request, export
-from exporter.traits.positions import position_offset, takes_positions
 from exporter.tracing import language_part
+from exporter.traits.positions import position_offset, takes_positions
 from scripts.coverage_table import Outcome, write_table
 from scripts.tiny_configs import tiny_config
 from serving.errors import UserError

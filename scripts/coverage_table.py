@@ -18,7 +18,10 @@ MEANINGS: dict[Status, str] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one type ended; ``max_error`` is the largest difference as a share of the largest logit."""
+    """How one type ended.
+
+    ``max_error`` is the largest difference of a logit as a share of the largest logit.
+    """
 
     model_type: str
     status: Status
@@ -47,8 +50,8 @@ def write_table(file: Path, outcomes: Sequence[Outcome]) -> None:
     lines = [
         "# Coverage",
         "",
-        f"Every causal-LM type that transformers registers, {len(outcomes)} of them, each tried with",
-        "a tiny config and random weights through the whole way: export, parity gate, serving.",
+        f"Every causal-LM type that transformers registers, {len(outcomes)} of them, each tried",
+        "with a tiny config and random weights through the whole way: export, parity gate, serving.",
         "Written by `python -m scripts.coverage`; don't edit it by hand.",
         "",
         "| status | types | meaning |",
@@ -56,8 +59,8 @@ def write_table(file: Path, outcomes: Sequence[Outcome]) -> None:
         *(f"| {status} | {counts[status]} | {meaning} |" for status, meaning in MEANINGS.items()),
         "",
         f"Made with {versions}, for the `onnxruntime` target on the CPU. Windows are of 8 tokens,",
-        "prompts of 9 to 23, and at least 64 tokens are decoded, so that windows matter. The error is",
-        "the largest difference of a logit as a share of the largest logit.",
+        "prompts of 9 to 23, and 64 tokens are decoded, so that windows matter. The error is the",
+        "largest difference of a logit as a share of the largest logit.",
         "",
         "| type | status | largest error | traits, notes or the reason |",
         "| --- | --- | --- | --- |",

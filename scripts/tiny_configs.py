@@ -1,9 +1,9 @@
 """Tiny configs of any model type, made by rules about what attributes are called.
 
-No rule knows a model type. A rule sets a number that every config holds under one of a few names: a
-size, a count of heads or experts, a window, a token id. Numbers that belong together stay together: a
-list with one entry a layer is cut to the layers that are kept, and a head size that was equal to another
-size stays equal to it.
+No rule knows a model type. A rule sets a number that every config holds under one of a few names:
+a size, a count of heads or experts, a window, a token id. Numbers that belong together stay
+together: a list with one entry a layer is cut to the layers that are kept, and a head size that was
+equal to another size stays equal to it.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Coverage of model types: one for each trait through the script's own path, and the table of all."""
+"""Coverage: one type for each trait through the script's own path, and the table of all."""
 
 import pytest
 
