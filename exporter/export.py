@@ -12,22 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
-import torch
 from transformers import PreTrainedModel
 
 from engines import onnxruntime as onnxruntime_target
 from engines.packing import checksums, commit, reserved
 from engines.passes.sizes import static_size
 from exporter.attention import UntraceableError
-from exporter.bisect import first_differing_module
 from exporter.checkpoint import Checkpoint, find_checkpoint, load
-from exporter.parity import (
-    ParityReport,
-    compare,
-    random_prompts,
-    rounding_error,
-    run_engine,
-)
+from exporter.gate import Subject, capacity_of, check_parity, explain_breach
 from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.report import write_report
 from exporter.structure import (
@@ -50,9 +42,7 @@ from serving.bundle import (
 )
 from serving.contract import CONTRACT_VERSION
 from serving.errors import UserError
-from serving.onnxruntime import OnnxRuntimeEngine
 
-CHECK_CAPACITY = 256  # tokens; more than the parity gate uses
 _TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
 
 
@@ -156,20 +146,17 @@ def _export_into(
         layers=traced.layers,
         max_length=plan.max_length,
     )
-    served = partial
-    if "onnxruntime" not in plan.targets:
-        served = partial / "check"
-        served.mkdir()
     with clock.stage("Writing"):
-        engines = _build(traced.model, partial, served, plan)
+        engines, subjects = _build(traced.model, partial, graph, plan)
         write_tokenizer(checkpoint.directory, partial)
     _release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
-        parity = _check_parity(checkpoint, plan, graph, served)
+        parity = check_parity(checkpoint, plan, subjects)
     if not parity.passed:
-        raise UserError(_breach(checkpoint, plan, graph, served, parity, bisect=request.bisect))
-    if served is not partial:
-        shutil.rmtree(served)
+        raise UserError(explain_breach(checkpoint, subjects, parity, bisect=request.bisect))
+    for subject in subjects:
+        if not subject.is_engine:
+            shutil.rmtree(subject.directory)
     write_report(partial, plan, parity, traced.weights, traced.unused, engines, clock.seconds)
     with clock.stage("Packing"):
         files = checksums(partial)
@@ -216,17 +203,20 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     )
 
 
-def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[EngineInfo]:
-    """Build the targets' engines into ``partial`` and what parity is checked on into ``served``."""
-    engines = []
-    tensorrt_targets = [target for target in plan.targets if target != "onnxruntime"]
-    if served is not partial:
-        _write_check_graph(graph.clone(), served, plan)
-    for target in tensorrt_targets:
+def _build(
+    model: ir.Model, partial: Path, graph: GraphInfo, plan: Plan
+) -> tuple[list[EngineInfo], list[Subject]]:
+    """Build every target's engine into ``partial``, and say what the gate has to run for them."""
+    engines: list[EngineInfo] = []
+    subjects: list[Subject] = []
+    tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
+    if tensorrt:
+        subjects.append(_write_check_graph(model.clone(), partial / "check", graph, plan, tensorrt))
+    for target in tensorrt:
         from engines.tensorrt.builder import build
 
         built = build(
-            graph.clone(), partial, target=target, max_length=plan.max_length, batch=plan.batch
+            model.clone(), partial, target=target, max_length=plan.max_length, batch=plan.batch
         )
         engines.append(
             EngineInfo(
@@ -240,89 +230,38 @@ def _build(graph: ir.Model, partial: Path, served: Path, plan: Plan) -> list[Eng
             )
         )
     if "onnxruntime" in plan.targets:
-        onnxruntime_target.lower(graph)
-        onnxruntime_target.write(graph, partial)
-        engines.append(
+        onnxruntime_target.lower(model)
+        onnxruntime_target.write(model, partial)
+        engines.insert(
+            0,
             EngineInfo(
                 target="onnxruntime",
                 file=onnxruntime_target.MODEL_FILE,
                 weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
                 runtime_version=importlib.metadata.version("onnxruntime"),
-            )
+            ),
         )
-    return engines
+        subjects.insert(0, Subject(partial, graph, ("onnxruntime",)))
+    return engines, subjects
+
+
+def _write_check_graph(
+    model: ir.Model, directory: Path, graph: GraphInfo, plan: Plan, targets: tuple[Target, ...]
+) -> Subject:
+    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
+    from engines.passes.float32_for_bfloat16 import widen_bfloat16
+    from engines.tensorrt.lowering import lower
+
+    lower(model, capacity_of(plan))
+    if plan.dtype == "bfloat16":
+        widen_bfloat16(model)
+        graph = graph.model_copy(update={"dtype": "float32"})
+    directory.mkdir()
+    onnxruntime_target.write(model, directory)
+    return Subject(directory, graph, targets)
 
 
 def _release_weights(model: PreTrainedModel) -> None:
     """Empty the parameters: graphs that tools remember would keep the whole file mapped."""
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
-
-
-def _write_check_graph(graph: ir.Model, directory: Path, plan: Plan) -> None:
-    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
-    from engines.tensorrt.lowering import lower
-
-    lower(graph, _check_length(plan))
-    onnxruntime_target.write(graph, directory)
-
-
-def _check_length(plan: Plan) -> int:
-    """Capacity that parity is checked with."""
-    return min(plan.max_length, CHECK_CAPACITY)
-
-
-def _check_parity(
-    checkpoint: Checkpoint, plan: Plan, graph: GraphInfo, directory: Path
-) -> ParityReport:
-    capacity = _check_length(plan)
-    prompts = random_prompts(graph.vocab_size, capacity)
-    engine = OnnxRuntimeEngine(
-        directory / onnxruntime_target.MODEL_FILE, graph, slots=len(prompts), capacity=capacity
-    )
-    with engine:
-        runs = run_engine(engine, prompts, capacity)
-    del engine
-    reference = load(checkpoint, torch.float32).model
-    rounding = None
-    if plan.dtype != "float32":
-        lower = load(checkpoint, DTYPES[plan.dtype]).model
-        rounding = rounding_error(reference, lower, prompts)
-        del lower
-    return compare(runs, reference, engine=_checked(plan), rounding=rounding)
-
-
-def _checked(plan: Plan) -> str:
-    version = importlib.metadata.version("onnxruntime")
-    if "onnxruntime" in plan.targets:
-        return f"the engine in ONNX Runtime {version} on the CPU"
-    return (
-        f"the graph that {' and '.join(plan.targets)} was built from, in ONNX Runtime {version} on "
-        "the CPU (the engine itself needs a GPU and was not run)"
-    )
-
-
-def _breach(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    graph: GraphInfo,
-    directory: Path,
-    parity: ParityReport,
-    *,
-    bisect: bool,
-) -> str:
-    text = f"{plan.model} was not exported: {parity.reason()}"
-    if not bisect:
-        return f"{text}; run again with --bisect to see in which module."
-    module = first_differing_module(
-        directory / onnxruntime_target.MODEL_FILE,
-        graph,
-        load(checkpoint, torch.float32).model,
-        tolerance=parity.tolerance_max / parity.largest_logit,
-    )
-    where = (
-        f"the first module whose output differs is {module}"
-        if module
-        else ("no module's output differs by itself, so the head or the cache is to blame")
-    )
-    return f"{text}; {where}."

@@ -6,7 +6,7 @@ choice agrees at each position, its own greedy decoding gives the same tokens, b
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,25 @@ class ParityReport:
                 f"{self.divergence.prompt}"
             )
         return text
+
+
+def merged(reports: Sequence[ParityReport]) -> ParityReport:
+    """One report of several engines: it passed if all did; the first gives the common figures."""
+    first, *others = reports
+    if not others:
+        return first
+    comparisons = list(first.comparisons)
+    for report in others:
+        comparisons += [replace(c, name=f"{c.name}, other graph") for c in report.comparisons]
+    failed = next((report for report in reports if not report.passed), first)
+    return replace(
+        first,
+        status=failed.status,
+        engine="; ".join(report.engine for report in reports),
+        greedy_tokens=min(report.greedy_tokens for report in reports),
+        comparisons=tuple(comparisons),
+        divergence=failed.divergence,
+    )
 
 
 def random_prompts(vocab_size: int, max_length: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ def widen_bfloat16_arithmetic(model: ir.Model) -> None:
                 wide.shape, wide.dtype = source.shape, ir.DataType.FLOAT
                 node.replace_input_with(position, wide)
         readers = list(result.uses())
-        result.dtype = ir.DataType.FLOAT
+        result.type = ir.TensorType(ir.DataType.FLOAT)
         rounded = insert.value("Cast", [result], to=ir.DataType.BFLOAT16)
         rounded.shape, rounded.dtype = result.shape, ir.DataType.BFLOAT16
         for use in readers:

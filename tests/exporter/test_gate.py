@@ -41,7 +41,7 @@ def export_damaged(
     def export(damage: Damage, *options: str) -> str:
         graph = traced()
         damage(graph)
-        monkeypatch.setattr(export_module, "trace", lambda *_: graph)
+        monkeypatch.setattr(export_module, "trace_unrolled", lambda *_: graph)
         return refusal(tmp_path, checkpoint("mistral"), tmp_path / "bundle", *options)
 
     return export
@@ -54,7 +54,7 @@ def test_the_graph_that_is_right_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Or else none of the failures below would mean anything."""
-    monkeypatch.setattr(export_module, "trace", lambda *_: traced())
+    monkeypatch.setattr(export_module, "trace_unrolled", lambda *_: traced())
     result = run(checkpoint("mistral"), tmp_path / "bundle")
     assert result.exit_code == 0, result.output
     assert open_bundle(tmp_path / "bundle").manifest.parity["status"] == "passed"

@@ -1,4 +1,4 @@
-"""The graph is standard ONNX: its checker accepts it and its reference evaluator gets the logits."""
+"""The graph is standard ONNX: its checker accepts it, its reference evaluator gets the logits."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Unrolling gives the graph that tracing every layer gives, or leaves the model to plain tracing."""
+"""Unrolling gives the graph that tracing every layer gives, or leaves it to plain tracing."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,104 @@
+"""Running the parity gate on everything that an export built."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engines.onnxruntime import MODEL_FILE
+from exporter.bisect import first_differing_module
+from exporter.checkpoint import Checkpoint, load
+from exporter.parity import (
+    ParityReport,
+    compare,
+    merged,
+    random_prompts,
+    rounding_error,
+    run_engine,
+)
+from exporter.plan import DTYPES, Plan
+from serving.bundle import GraphInfo, Target
+from serving.onnxruntime import OnnxRuntimeEngine
+
+CAPACITY = 256  # tokens; more than the gate uses
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A graph in ONNX Runtime that stands for one or several engines."""
+
+    directory: Path
+    graph: GraphInfo
+    targets: tuple[Target, ...]
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether it is the very engine that will be served."""
+        return self.targets == ("onnxruntime",)
+
+    def describe(self) -> str:
+        """Say what was run."""
+        where = f"in ONNX Runtime {importlib.metadata.version('onnxruntime')} on the CPU"
+        if self.is_engine:
+            return f"the engine {where}"
+        return (
+            f"the graph that {' and '.join(self.targets)} was built from, {where} (the engine "
+            "itself needs a GPU and was not run)"
+        )
+
+
+def capacity_of(plan: Plan) -> int:
+    """KV capacity that the gate runs with."""
+    return min(plan.max_length, CAPACITY)
+
+
+def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]) -> ParityReport:
+    """Run every subject, then compare each with transformers.
+
+    The engines are closed before the reference is loaded, so that memory holds the weights once.
+    """
+    capacity = capacity_of(plan)
+    prompts = random_prompts(subjects[0].graph.vocab_size, capacity)
+    runs = []
+    for subject in subjects:
+        file = subject.directory / MODEL_FILE
+        with OnnxRuntimeEngine(
+            file, subject.graph, slots=len(prompts), capacity=capacity
+        ) as engine:
+            runs.append(run_engine(engine, prompts, capacity))
+        del engine
+    reference = load(checkpoint, torch.float32).model
+    rounding = None
+    if plan.dtype != "float32":
+        lower = load(checkpoint, DTYPES[plan.dtype]).model
+        rounding = rounding_error(reference, lower, prompts)
+        del lower
+    return merged(
+        [
+            compare(run, reference, engine=subject.describe(), rounding=rounding)
+            for subject, run in zip(subjects, runs, strict=True)
+        ]
+    )
+
+
+def explain_breach(
+    checkpoint: Checkpoint, subjects: Sequence[Subject], parity: ParityReport, *, bisect: bool
+) -> str:
+    """The sentence for an export that the gate stops."""
+    text = f"{checkpoint.name} was not exported: {parity.reason()}"
+    if not bisect:
+        return f"{text}; run again with --bisect to see in which module."
+    subject = subjects[0]
+    module = first_differing_module(
+        subject.directory / MODEL_FILE,
+        subject.graph,
+        load(checkpoint, torch.float32).model,
+        tolerance=parity.tolerance_max / parity.largest_logit,
+    )
+    if module is None:
+        return (
+            f"{text}; no module's output differs by itself, so the head or the cache is to blame."
+        )
+    return f"{text}; the first module whose output differs is {module}."
