@@ -147,7 +147,10 @@ def _export_into(
         max_length=plan.max_length,
     )
     with clock.stage("Writing"):
-        engines, subjects = _build(traced.model, partial, graph, plan)
+        try:
+            engines, subjects = _build(traced.model, partial, graph, plan)
+        except ValueError as error:  # a pass can't express this attention
+            raise refusal(checkpoint, error) from error
         write_tokenizer(checkpoint.directory, partial)
     _release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
