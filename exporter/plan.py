@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
@@ -98,7 +99,7 @@ def make_plan(
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without memory for its weights; raises UserError if it can't be built."""
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), no_init_weights():
             return AutoModelForCausalLM.from_config(
                 checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
             ).eval()
