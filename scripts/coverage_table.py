@@ -51,7 +51,7 @@ def write_table(file: Path, outcomes: Sequence[Outcome]) -> None:
         "# Coverage",
         "",
         f"Every causal-LM type that transformers registers, {len(outcomes)} of them, each tried",
-        "with a tiny config and random weights through the whole way: export, parity gate, serving.",
+        "with a tiny config and random weights the whole way: export, parity gate, serving.",
         "Written by `python -m scripts.coverage`; don't edit it by hand.",
         "",
         "| status | types | meaning |",
