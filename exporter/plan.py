@@ -100,9 +100,11 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without memory for its weights; raises UserError if it can't be built."""
     try:
         with FakeTensorMode(), no_init_weights():
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
             ).eval()
+            model.tie_weights()  # which is part of initialising them
+            return model
     except Exception as error:  # each architecture checks its config in its own way
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
