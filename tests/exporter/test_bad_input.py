@@ -108,7 +108,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         (change_config(model_type="llamazilla"), "'llamazilla', which transformers"),
         (change_config(model_type="t5"), "'t5', which is no decoder"),
         (change_config(model_type="bert"), "it is an encoder, and only decoders generate."),
-        (change_config(model_type="mamba"), "'mamba', which can't be exported: it keeps"),
+        (change_config(model_type="mamba"), "'mamba', which can't be exported: it has layers with"),
         (
             change_config(auto_map={"AutoModelForCausalLM": "code.Model"}),
             "brings code of its own: read it, then pass --trust-remote-code to run it.",

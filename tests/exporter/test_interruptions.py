@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engines import onnxruntime as onnxruntime_target
 from exporter import export as export_module
 from exporter import plan as plan_module
 from serving.bundle import open_bundle
 from tests.exporter.commands import contents, refusal, run
 
-LAYER = export_module.LayerInfo(kv_heads=1, key_dim=4, value_dim=4)
 COMMAND = [sys.executable, "-c", "from exporter.cli import main; main()"]
 
 
@@ -95,13 +93,10 @@ def test_disk_that_fills_up(
 ) -> None:
     """The same where no disk can be mounted: the write itself says that there is no space."""
 
-    def no_space(_: object, directory: Path) -> None:
-        (directory / onnxruntime_target.MODEL_FILE).write_text("half")
+    def no_space(partial: Path, *_: object) -> None:
+        (partial / "model.onnx").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    traced = export_module.TracedGraph(None, (LAYER,), 512, None, ())  # type: ignore[arg-type]
-    monkeypatch.setattr(export_module, "_trace", lambda *_: traced)
-    monkeypatch.setattr(onnxruntime_target, "lower", lambda _: None)
-    monkeypatch.setattr(onnxruntime_target, "write", no_space)
+    monkeypatch.setattr(export_module, "_export_into", no_space)
     said = refusal(tmp_path, checkpoint("llama"), tmp_path / "new" / "bundle")
     assert said.endswith("is full: make room for 21 MB.")
