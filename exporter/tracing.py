@@ -30,7 +30,6 @@ from exporter.traits.fused_attention import FusedAttention
 from exporter.traits.own_attention import fuse_own_attention
 from exporter.traits.positions import position_offset, told_positions
 from exporter.traits.states import RECURRENT, why_no_cache, why_not_keys_and_values
-from exporter.traits.tables import register_tables
 from serving.contract import (
     INPUT_IDS,
     LOGITS,
@@ -161,7 +160,6 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     """
     register()
     register_experts()
-    register_tables(model)
     try:
         program, onnx_program = _export(model, layers)
     except UntraceableError:
