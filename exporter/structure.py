@@ -83,12 +83,13 @@ def account_weights(model: ir.Model, state: dict[str, object]) -> WeightAccount:
 
 def _holding(constant: ir.TensorProtocol, state: dict[str, object]) -> set[str]:
     """Names of the tensors that hold exactly the numbers of ``constant``."""
-    numbers = torch.from_numpy(constant.numpy())
+    shape = tuple(constant.shape.numpy())
+    numbers = torch.from_numpy(constant.numpy().astype("float64"))  # torch has no numpy bfloat16
     return {
         name
         for name, tensor in state.items()
         if isinstance(tensor, torch.Tensor)
-        if tensor.shape == numbers.shape and torch.equal(tensor, numbers)
+        if tuple(tensor.shape) == shape and torch.equal(tensor.double(), numbers)
     }
 
 
