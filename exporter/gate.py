@@ -15,6 +15,7 @@ from exporter.parity import (
     compare,
     merged,
     random_prompts,
+    reference_logits,
     rounding_error,
     run_engine,
 )
@@ -69,12 +70,13 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
         ) as engine:
             runs.append(run_engine(engine, prompts, capacity))
         del engine
-    reference = load(checkpoint, torch.float32).model
-    rounding = None
+    lower = []
     if plan.dtype != "float32":
-        lower = load(checkpoint, DTYPES[plan.dtype]).model
-        rounding = rounding_error(reference, lower, prompts)
-        del lower
+        rounded = load(checkpoint, DTYPES[plan.dtype]).model
+        lower = [reference_logits(rounded, prompt) for prompt in prompts]
+        del rounded
+    reference = load(checkpoint, torch.float32).model
+    rounding = rounding_error(reference, prompts, lower) if lower else None
     return merged(
         [
             compare(run, reference, engine=subject.describe(), rounding=rounding)

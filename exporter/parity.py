@@ -201,12 +201,15 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
 
 
 def rounding_error(
-    model: PreTrainedModel, lower: PreTrainedModel, prompts: Sequence[Sequence[int]]
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], lower: Sequence[Floats]
 ) -> float:
-    """Largest difference in logits that a lower precision makes within transformers."""
+    """Largest difference in logits that a lower precision makes within transformers.
+
+    ``lower`` has ``reference_logits`` of each prompt in that precision.
+    """
     return max(
-        float(np.abs(reference_logits(model, p) - reference_logits(lower, p)).max())
-        for p in prompts
+        float(np.abs(reference_logits(model, prompt) - logits).max())
+        for prompt, logits in zip(prompts, lower, strict=True)
     )
 
 
