@@ -18,7 +18,7 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
     What a killed run left there is cleared first, and what it moved aside is put back. Raises
     UserError where ``bundle`` exists and ``force`` isn't given, or another process is writing it.
     """
-    _check_free(bundle, force=force)
+    check_free(bundle, force=force)
     missing = [path for path in bundle.parents if not path.exists()]
     partial = bundle.parent / f".{bundle.name}.partial"
     try:
@@ -30,7 +30,7 @@ def reserved(bundle: Path, *, force: bool) -> Iterator[Path]:
         raise UserError(f"{bundle} can't be made ({reason}): choose another place.") from error
     try:
         _settle_previous(bundle)
-        _check_free(bundle, force=force)
+        check_free(bundle, force=force)
         for leftover in partial.iterdir():
             _remove(leftover)
         yield partial
@@ -49,7 +49,7 @@ def commit(partial: Path, bundle: Path, manifest: Manifest, *, force: bool) -> N
     Raises UserError if ``bundle`` came into being meanwhile and ``force`` isn't given.
     """
     (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _check_free(bundle, force=force)
+    check_free(bundle, force=force)
     previous = _previous(bundle)
     if bundle.exists():
         bundle.rename(previous)
@@ -62,7 +62,8 @@ def checksums(directory: Path) -> dict[str, FileInfo]:
     return {file.name: file_info(file) for file in sorted(directory.iterdir())}
 
 
-def _check_free(bundle: Path, *, force: bool) -> None:
+def check_free(bundle: Path, *, force: bool) -> None:
+    """Raise UserError where a bundle can't be made because something has its name."""
     if not bundle.exists():
         return
     if not force:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import sys
+import os
 import warnings
 from pathlib import Path
 
@@ -61,12 +61,12 @@ def main(
     The engine is checked against transformers before BUNDLE comes into being; a difference is an
     error.
     """
-    if bundle.exists() and not force and not dry_run:
-        raise click.ClickException(
-            f"{bundle} exists: choose another name, or pass --force to replace it."
-        )
     _quiet_libraries()
     try:
+        if not dry_run:  # said at once, before torch is imported
+            from engines.packing import check_free
+
+            check_free(bundle, force=force)
         from exporter.export import Request, export, plan_export
         from exporter.progress import StageDisplay, print_plan
 
@@ -104,10 +104,6 @@ def _quiet_libraries() -> None:
     """Keep the libraries' warnings from the user, who can do nothing about them."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    if "transformers" in sys.modules:  # pragma: no cover - only when embedded
-        return
-    import os
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
