@@ -1,0 +1,68 @@
+"""Finding the linear layers of a standard graph: MatMul of activations with a weight."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One MatMul with a weight; two of them may share it, and a Gather too when it is tied."""
+
+    matmul: ir.Node
+    weight: ir.Value
+    """The initialiser."""
+    dequantize: ir.Node | None
+    """The DequantizeLinear between the two, where the weight is quantised already."""
+    transposed: bool
+    """Whether the initialiser is [out, in] with a Transpose behind it, and not [in, out]."""
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name of the weight."""
+        assert self.weight.name is not None
+        return self.weight.name
+
+    @property
+    def source(self) -> ir.Value:
+        """The activations [..., in]."""
+        value = self.matmul.inputs[0]
+        assert value is not None
+        return value
+
+    def array(self) -> npt.NDArray[np.float32]:
+        """A float weight as float32 [out, in]."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        array = tensor.numpy().astype(np.float32, copy=False)
+        return array if self.transposed else array.T
+
+
+def find_linears(model: ir.Model) -> Iterator[Linear]:
+    """Every MatMul with a weight of two dimensions, in the graph's order."""
+    for node in model.graph:
+        if node.op_type == "MatMul" and node.domain == "":
+            linear = _as_linear(node)
+            if linear is not None:
+                yield linear
+
+
+def _as_linear(matmul: ir.Node) -> Linear | None:
+    value, transposed = matmul.inputs[1], False
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "Transpose":
+        if list(producer.attributes.get_ints("perm", [])) != [1, 0]:
+            return None
+        value, transposed = producer.inputs[0], True
+        producer = value.producer() if value is not None else None
+    dequantize = producer if producer is not None else None
+    if dequantize is not None:
+        if dequantize.op_type != "DequantizeLinear":
+            return None
+        value = dequantize.inputs[0]
+    if value is None or not value.is_initializer() or value.shape is None or len(value.shape) != 2:
+        return None
+    return Linear(matmul, value, dequantize, transposed)

@@ -1,0 +1,1 @@
+"""Quantisation of the standard graph: standard Q/DQ in, standard Q/DQ out."""
