@@ -1,15 +1,24 @@
-"""The generation loop: prefill, decode, sample."""
+"""The generation loop: prefill, decode or verify a draft, sample."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from serving.detokenizer import Detokenizer, StopStrings, Vocabulary
 from serving.engine import Engine, FloatArray, IntArray
-from serving.sampling import LogProbs, SamplingParameters, log_probs, random_state, sample
+from serving.sampling import (
+    Float64Array,
+    LogProbs,
+    SamplingParameters,
+    distribution,
+    log_probs,
+    random_state,
+    sample,
+    sample_after_draft,
+)
 
 FinishReason = Literal["stop", "length"]
 
@@ -33,7 +42,9 @@ class Token:
     """One generated token of prompt number ``index``.
 
     ``text`` is what became certain with it (maybe nothing); ``finish_reason`` is set on the last
-    token, "stop" for an EOS token or a stop string and "length" for a limit.
+    token, "stop" for an EOS token or a stop string and "length" for a limit. ``drafted`` tokens were
+    drafted for the step that begins with this one; a ``speculated`` token came of such a draft and
+    needed no step.
     """
 
     index: int
@@ -41,6 +52,19 @@ class Token:
     text: str
     finish_reason: FinishReason | None = None
     logprobs: LogProbs | None = None
+    drafted: int = 0
+    speculated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Guessed next tokens ``ids`` [k], and the ``probabilities`` [k, vocab] they were drawn with.
+
+    Without probabilities the draft is one that leaves nothing to chance.
+    """
+
+    ids: IntArray
+    probabilities: Float64Array | None = None
 
 
 class Sequence:
@@ -56,16 +80,21 @@ class Sequence:
     ) -> None:
         room = limits.capacity - len(prompt_ids)
         self._index = index
-        self._sampling = sampling
+        self.sampling = sampling
         self._limits = limits
         self._most = room if limits.max_new_tokens is None else min(room, limits.max_new_tokens)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
         self._ids[: len(prompt_ids)] = prompt_ids
         self._prompt_length = self._length = len(prompt_ids)
-        self._random = random_state(sampling.seed)
+        self.random = random_state(sampling.seed)
         self._detokenizer = Detokenizer(vocabulary) if vocabulary else None
         self._stops = StopStrings(limits.stop)
         self.finished = False
+
+    @property
+    def ids(self) -> IntArray:
+        """The prompt and what was generated, [n]."""
+        return self._ids[: self._length]
 
     @property
     def prompt_ids(self) -> IntArray:
@@ -87,20 +116,34 @@ class Sequence:
         """Tokens in the KV cache."""
         return self._length - 1
 
-    def extend(self, logits: FloatArray) -> Token:
-        """Sample the next token from ``logits`` [vocab]."""
+    @property
+    def room(self) -> int:
+        """How many more tokens the limits allow."""
+        return len(self._ids) - self._length
+
+    def extend(
+        self, logits: FloatArray, drafted: int = 0, draft_probabilities: Float64Array | None = None
+    ) -> Token:
+        """Sample the next token from ``logits`` [vocab].
+
+        If ``drafted`` was drawn from ``draft_probabilities`` [vocab], it is taken as often as the
+        distribution of the logits allows.
+        """
         candidates = logits
         if len(self.generated_ids) < self._limits.min_new_tokens:
             candidates = logits.copy()
             candidates[list(self._limits.eos)] = -np.inf
-        token_id = sample(
-            candidates, self._sampling, self.prompt_ids, self.generated_ids, self._random
-        )
+        conditions = (candidates, self.sampling, self.prompt_ids, self.generated_ids)
+        if draft_probabilities is None:
+            token_id = sample(*conditions, self.random)
+        else:
+            target = distribution(*conditions)
+            token_id = sample_after_draft(target, draft_probabilities, drafted, self.random)
         self._ids[self._length] = token_id
         self._length += 1
         text, reason = self._advance(token_id)
         self.finished = reason is not None
-        top = self._sampling.logprobs
+        top = self.sampling.logprobs
         logprobs = None if top is None else log_probs(logits, token_id, top)
         return Token(self._index, token_id, text, reason, logprobs)
 
@@ -121,10 +164,60 @@ class Sequence:
         return text + (self._stops.finish() if reason else ""), reason
 
 
-def generate(engine: Engine, sequences: Iterable[Sequence], chunk: int) -> Iterator[Token]:
+def prefill(
+    engine: Engine, ids: IntArray, slot: int, chunk: int, past_length: int = 0
+) -> FloatArray:
+    """Run ``ids`` [n] after ``past_length`` others through one slot, ``chunk`` tokens at once.
+
+    Returns the last token's logits [vocab].
+    """
+    for start in range(0, len(ids), chunk):
+        new = ids[None, start : start + chunk]
+        last = np.array([[new.shape[1] - 1]])
+        logits: FloatArray = engine.step(new, np.array([past_length + start]), last, slot)[0, 0]
+    return logits
+
+
+def decode(engine: Engine, sequences: list[Sequence], first_slot: int = 0) -> list[Token]:
+    """Run the newest token of each sequence, in the slots from the first on; one more for each."""
+    input_ids = np.array([[seq.last_id] for seq in sequences])
+    past_lengths = np.array([seq.cached for seq in sequences])
+    logits = engine.step(input_ids, past_lengths, np.zeros_like(input_ids), first_slot)[:, 0]
+    return [seq.extend(row) for seq, row in zip(sequences, logits, strict=True)]
+
+
+def verify(engine: Engine, sequence: Sequence, slot: int, draft: Draft) -> list[Token]:
+    """Run the newest token and a draft in one step; returns what holds, and one token more.
+
+    Every position is sampled as ``decode`` would, until the sampled token isn't the drafted one:
+    a draft without probabilities therefore changes neither tokens nor random numbers. What was
+    written after that lies beyond the sequence's cached length, and the next step overwrites it.
+    """
+    input_ids = np.concatenate(([sequence.last_id], draft.ids))[None]
+    positions = np.arange(input_ids.shape[1])[None]
+    logits = engine.step(input_ids, np.array([sequence.cached]), positions, slot)[0]
+    tokens: list[Token] = []
+    for position, drafted in enumerate(draft.ids.tolist()):
+        row = None if draft.probabilities is None else draft.probabilities[position]
+        tokens.append(sequence.extend(logits[position], drafted, row))
+        if sequence.finished or tokens[-1].token_id != drafted:
+            break
+    else:
+        tokens.append(sequence.extend(logits[-1]))
+    speculated = [replace(token, speculated=True) for token in tokens[1:]]
+    return [replace(tokens[0], drafted=len(draft.ids)), *speculated]
+
+
+Advance = Callable[[Engine, list[Sequence]], list[Token]]
+
+
+def generate(
+    engine: Engine, sequences: Iterable[Sequence], chunk: int, advance: Advance = decode
+) -> Iterator[Token]:
     """Generate from all sequences, as many at a time as the engine has slots.
 
-    Active sequences hold the first slots; the others wait until one frees.
+    Active sequences hold the first slots; the others wait until one frees. ``advance`` adds at
+    least one token to each active sequence.
     """
     waiting = deque(sequences)
     active: list[Sequence] = []
@@ -135,27 +228,9 @@ def generate(engine: Engine, sequences: Iterable[Sequence], chunk: int) -> Itera
             yield active[-1].extend(logits)
             release_finished(engine, active)
         if active:
-            logits = decode(engine, active)
-            tokens = [seq.extend(row) for seq, row in zip(active, logits, strict=True)]
+            tokens = advance(engine, active)
             release_finished(engine, active)
             yield from tokens
-
-
-def prefill(engine: Engine, prompt_ids: IntArray, slot: int, chunk: int) -> FloatArray:
-    """Run a prompt through one slot, ``chunk`` tokens at once; returns the last logits [vocab]."""
-    for start in range(0, len(prompt_ids), chunk):
-        ids = prompt_ids[None, start : start + chunk]
-        last = np.array([[ids.shape[1] - 1]])
-        logits: FloatArray = engine.step(ids, np.array([start]), last, slot)[0, 0]
-    return logits
-
-
-def decode(engine: Engine, active: list[Sequence]) -> FloatArray:
-    """Run the newest token of each active sequence; returns logits [n, vocab]."""
-    input_ids = np.array([[seq.last_id] for seq in active])
-    past_lengths = np.array([seq.cached for seq in active])
-    logits: FloatArray = engine.step(input_ids, past_lengths, np.zeros_like(input_ids))[:, 0]
-    return logits
 
 
 def release_finished(engine: Engine, active: list[Sequence]) -> None:

@@ -13,9 +13,13 @@ from serving import decoding
 from serving.bundle import SpecialTokens
 from serving.decoding import FinishReason, Limits, Token
 from serving.detokenizer import Vocabulary
+from serving.draft_length import StepCosts
+from serving.draft_model import DraftModel
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import UserError
+from serving.prompt_lookup import PromptLookup
 from serving.sampling import LogProbs, SamplingParameters
+from serving.speculation import Speculation, SpeculationMethod
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,6 +47,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     ignore_eos: bool
+    speculation: SpeculationMethod | None
 
 
 @dataclass(slots=True)
@@ -84,10 +89,12 @@ class Model:
         tokenizer: "Tokenizer | None" = None,
         chat_template: "ChatTemplate | None" = None,
         prefill_chunk: int = 512,
+        draft: Engine | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
         self.engine = engine
+        self.draft = draft
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.chat_template = chat_template
@@ -95,6 +102,7 @@ class Model:
         self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
+        self._step_costs = StepCosts()
         self._in_use = threading.Lock()
 
     @overload  # a str is a Sequence[str] too, but the first match wins
@@ -131,6 +139,7 @@ class Model:
         logprobs: int | None = None,
         stream: bool = False,
         ignore_eos: bool = False,
+        speculation: SpeculationMethod | None = None,
     ) -> Generation | list[Generation] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
@@ -138,7 +147,9 @@ class Model:
         ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. Without
         ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
         ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
-        sampling parameters see SamplingParameters.
+        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
+        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
+        "draft" model that the bundle was opened with.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
@@ -161,9 +172,10 @@ class Model:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         self._check_limits(limits)
+        advance = self._advance(speculation)
         batch, is_single = _as_batch(prompts)
         encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
-        tokens = self._run(encoded, sampling, limits)
+        tokens = self._run(encoded, sampling, limits, advance)
         if stream:
             return tokens
         results = [
@@ -209,8 +221,10 @@ class Model:
         return list(self._require_tokenizer().encode(text, add_special_tokens=False).ids)
 
     def close(self) -> None:
-        """Free the engine and its buffers."""
+        """Free the engines and their buffers."""
         self.engine.close()
+        if self.draft is not None:
+            self.draft.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,14 +238,36 @@ class Model:
         self.close()
 
     def _run(
-        self, prompts: list[IntArray], sampling: SamplingParameters, limits: Limits
+        self,
+        prompts: list[IntArray],
+        sampling: SamplingParameters,
+        limits: Limits,
+        advance: decoding.Advance,
     ) -> Iterator[Token]:
         sequences = [
             decoding.Sequence(index, ids, sampling, limits, self._vocabulary)
             for index, ids in enumerate(prompts)
         ]
         with self._exclusive():
-            yield from decoding.generate(self.engine, sequences, self._chunk)
+            yield from decoding.generate(self.engine, sequences, self._chunk, advance)
+
+    def _advance(self, speculation: SpeculationMethod | None) -> decoding.Advance:
+        if speculation is None:
+            return decoding.decode
+        if speculation == "prompt-lookup":
+            return Speculation(PromptLookup, self._step_costs).advance
+        if speculation != "draft":
+            raise UserError(
+                f"speculation is {speculation!r}, but must be 'prompt-lookup', 'draft' or None: "
+                "change it."
+            )
+        if self.draft is None:
+            raise UserError(
+                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
+                "take speculation='prompt-lookup'."
+            )
+        draft_model = DraftModel(self.draft, self.engine.vocab_size, self._chunk)
+        return Speculation(draft_model.open, self._step_costs).advance
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from serving.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 MAX_LOGPROBS = 20
 
@@ -83,20 +84,70 @@ def sample(
     ``prompt_ids`` and ``generated_ids`` are 1-D. A greedy choice leaves ``state`` alone; any other
     draws one number from it. Raises UserError if the engine gave NaN.
     """
+    scores = _penalized(logits, parameters, prompt_ids, generated_ids)
+    if parameters.temperature == 0:
+        return int(scores.argmax())
+    scores = warp(scores, parameters)
+    kept = np.flatnonzero(scores > -np.inf)
+    return int(kept[draw(np.exp(scores[kept].astype(np.float64) - scores.max()), state)])
+
+
+def distribution(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    prompt_ids: IntArray,
+    generated_ids: IntArray,
+) -> Float64Array:
+    """Return the probabilities [vocab] with which ``sample`` chooses, of the same parameters.
+
+    Temperature 0 gives the likeliest token probability 1. Raises UserError if the engine gave NaN.
+    """
+    scores = _penalized(logits, parameters, prompt_ids, generated_ids)
+    if parameters.temperature == 0:
+        likeliest: Float64Array = np.zeros(len(scores))
+        likeliest[scores.argmax()] = 1
+        return likeliest
+    scores = warp(scores, parameters).astype(np.float64)
+    probabilities: Float64Array = np.exp(scores - scores.max())
+    probabilities /= probabilities.sum()
+    return probabilities
+
+
+def sample_after_draft(
+    target: Float64Array, draft: Float64Array, drafted: int, state: np.random.Generator
+) -> int:
+    """Choose a token with probabilities ``target`` [vocab], given one drawn from ``draft`` [vocab].
+
+    ``drafted`` is taken with probability min(1, target / draft); else the token is drawn from the
+    positive part of target - draft, so that together tokens come as if drawn from ``target``
+    (Leviathan et al. 2023; Chen et al. 2023).
+    """
+    if state.random() * draft[drafted] < target[drafted]:
+        return drafted
+    residual = np.maximum(target - draft, 0)
+    # Rounding may leave nothing where the two are equal, and then either may be drawn from.
+    return draw(residual if residual.any() else target, state)
+
+
+def draw(weights: Float64Array, state: np.random.Generator) -> int:
+    """Draw an index with probability in proportion to ``weights`` [n]; takes one random number."""
+    cumulative = weights.cumsum()
+    return int(np.searchsorted(cumulative, state.random() * cumulative[-1], side="right"))
+
+
+def _penalized(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    prompt_ids: IntArray,
+    generated_ids: IntArray,
+) -> FloatArray:
     scores = penalize(logits, parameters, prompt_ids, generated_ids)
-    best = int(scores.argmax())
-    if np.isnan(scores[best]):
+    if np.isnan(scores[scores.argmax()]):
         raise UserError(
             "The engine returned NaN for this prompt, its precision overflows: "
             "export the model again in float32 or with --bf16."
         )
-    if parameters.temperature == 0:
-        return best
-    scores = warp(scores, parameters)
-    kept = np.flatnonzero(scores > -np.inf)
-    cumulative = np.exp(scores[kept].astype(np.float64) - scores.max()).cumsum()
-    drawn = np.searchsorted(cumulative, state.random() * cumulative[-1], side="right")
-    return int(kept[drawn])
+    return scores
 
 
 def penalize(

@@ -1,0 +1,145 @@
+"""Speculative decoding: several drafted tokens verified in one engine step, where that pays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from time import perf_counter
+from typing import Literal, Protocol
+
+from serving.decoding import Draft, Sequence, Token, decode, verify
+from serving.draft_length import DRAFT_LENGTHS, Acceptance, StepCosts, best_length
+from serving.engine import Engine
+
+SpeculationMethod = Literal["prompt-lookup", "draft"]
+
+# The part of the time that may be lost to finding out whether drafts would pay by now.
+PROBING = 0.02
+
+
+class Drafter(Protocol):
+    """Guesses how one sequence goes on; ``is_free`` if that takes next to no time."""
+
+    is_free: bool
+
+    def match(self) -> int:
+        """Return 0 if there is nothing to guess by, else which kind of guess this would be.
+
+        How often guesses are right is counted for each kind.
+        """
+        ...
+
+    def propose(self, length: int) -> Draft:
+        """Guess the next ``length`` tokens, after a ``match``."""
+        ...
+
+    def close(self) -> None:
+        """Free what the sequence held."""
+        ...
+
+
+@dataclass(slots=True)
+class Speculator:
+    """One sequence's drafter, and how often each kind of its guesses was right."""
+
+    drafter: Drafter
+    acceptance: dict[int, Acceptance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A draft of one kind; ``is_run`` unless it is made only to see whether it is right."""
+
+    draft: Draft
+    acceptance: Acceptance
+    is_run: bool
+
+    def learn(self, tokens: list[Token]) -> None:
+        """Compare with the tokens that came."""
+        pairs = list(zip(self.draft.ids.tolist(), tokens, strict=False))
+        right = [guessed == token.token_id for guessed, token in pairs]
+        accepted = right.index(False) if False in right else len(right)
+        self.acceptance.record(accepted, min(accepted + 1, len(right)))
+
+
+class Speculation:
+    """Speculative decoding of the sequences of one generation.
+
+    Draft lengths follow from the measured costs of steps and the measured acceptance. Guesses that
+    are free are made all the time, so that their acceptance is known before a draft is run. Others
+    that don't pay are tried again when decoding has made up for the last try.
+    """
+
+    def __init__(self, open_drafter: Callable[[Sequence], Drafter], costs: StepCosts) -> None:
+        self._open_drafter = open_drafter
+        self._costs = costs
+        self._speculators: dict[Sequence, Speculator] = {}
+        self._draft_seconds = 0.0
+        self._lost_seconds = 0.0
+
+    def advance(self, engine: Engine, active: list[Sequence]) -> list[Token]:
+        """Add a token or more to each sequence: drafts run slot by slot, the others together."""
+        begin = perf_counter()
+        guesses = [self._guess(sequence, len(active) - 1) for sequence in active]
+        runs = [guess is not None and guess.is_run for guess in guesses]
+        tokens: list[list[Token]] = []
+        for is_run, group in groupby(range(len(active)), runs.__getitem__):
+            slots = list(group)
+            if is_run:
+                tokens += [self._verify(engine, active[i], i, guesses[i]) for i in slots]
+            else:
+                tokens += self._decode(engine, [active[i] for i in slots], slots[0])
+        for sequence, guess, new in zip(active, guesses, tokens, strict=True):
+            if guess is not None:
+                guess.learn(new)
+            if sequence.finished:
+                self._speculators.pop(sequence).drafter.close()
+        new_tokens = [token for new in tokens for token in new]
+        self._account(perf_counter() - begin, len(active), len(new_tokens), any(runs))
+        return new_tokens
+
+    def _guess(self, sequence: Sequence, others: int) -> Guess | None:
+        if sequence not in self._speculators:
+            self._speculators[sequence] = Speculator(self._open_drafter(sequence))
+        speculator = self._speculators[sequence]
+        drafter, most = speculator.drafter, sequence.room - 1
+        kind = drafter.match() if most else 0
+        if kind == 0:
+            return None
+        acceptance = speculator.acceptance.setdefault(kind, Acceptance())
+        length = best_length(self._costs, acceptance, others, most, self._draft_seconds)
+        may_probe = (
+            not drafter.is_free and self._lost_seconds <= 0 and self._costs.known(others + 1)
+        )
+        if length == 0 and may_probe:
+            length = DRAFT_LENGTHS[0]
+        if length == 0 and not drafter.is_free:
+            return None
+        begin = perf_counter()
+        draft = drafter.propose(max(length, 1))
+        self._draft_seconds = (perf_counter() - begin) / len(draft.ids)
+        return Guess(draft, acceptance, length > 0)
+
+    def _verify(
+        self, engine: Engine, sequence: Sequence, slot: int, guess: Guess | None
+    ) -> list[Token]:
+        assert guess is not None
+        begin = perf_counter()
+        tokens = verify(engine, sequence, slot, guess.draft)
+        self._costs.record(len(guess.draft.ids) + 1, perf_counter() - begin)
+        return tokens
+
+    def _decode(
+        self, engine: Engine, sequences: list[Sequence], first_slot: int
+    ) -> list[list[Token]]:
+        begin = perf_counter()
+        tokens = decode(engine, sequences, first_slot)
+        self._costs.record(len(sequences), perf_counter() - begin)
+        return [[token] for token in tokens]
+
+    def _account(self, seconds: float, sequences: int, tokens: int, is_drafted: bool) -> None:
+        """Count the time lost to drafts, and pay it back with a part of the other steps' time."""
+        if is_drafted:
+            self._lost_seconds += seconds - tokens * self._costs.seconds(sequences) / sequences
+        else:
+            self._lost_seconds -= PROBING * seconds
+        self._lost_seconds = max(self._lost_seconds, 0.0)
