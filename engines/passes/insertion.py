@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from engines.initializers import add_initializer
 from serving.contract import INPUT_IDS, PAST_LENGTHS
 
-Attribute = int | float | Sequence[int]
+Attribute = int | float | str | Sequence[int]
 
 
 class Inserter:
@@ -32,10 +33,15 @@ class Inserter:
         return self._insert(op_type, inputs, attributes, domain, num_outputs)
 
     def value(
-        self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Attribute
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        *,
+        domain: str = "",
+        **attributes: Attribute,
     ) -> ir.Value:
         """Insert a node with one output and return that."""
-        return self._insert(op_type, inputs, attributes, "", 1).outputs[0]
+        return self._insert(op_type, inputs, attributes, domain, 1).outputs[0]
 
     def _insert(
         self,
@@ -68,16 +74,16 @@ def _constant(graph: ir.Graph, array: npt.NDArray[np.int64] | npt.NDArray[np.flo
     """An initialiser with these numbers, made once a graph."""
     kind = "scalar" if array.ndim == 0 else "vector"
     name = f"{array.dtype}_{kind}_" + "_".join(str(number) for number in array.ravel())
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return add_initializer(graph, name, array)
+
+
+def take_place(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Let ``value`` stand for the only output of ``node``, with its name, and remove the node."""
+    result = node.outputs[0]
+    name, result.name = result.name, None
+    value.shape, value.type, value.name = result.shape, result.type, name
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 @dataclass(frozen=True)

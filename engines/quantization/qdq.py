@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from engines.initializers import add_initializer
 from engines.quantization.weights import Integers, QuantizedWeight
 
 _TYPES = {4: ml_dtypes.int4, 8: np.dtype(np.int8)}
@@ -29,12 +30,12 @@ def quantize_initializer(
     is_per_row = groups == 1
     scales = quantized.scales[:, 0] if is_per_row else quantized.scales
     inputs = [
-        _initializer(graph, f"{name}.integers", _integers(quantized, quantized.integers)),
-        _initializer(graph, f"{name}.scales", scales.astype(weight.dtype.numpy())),
+        add_initializer(graph, f"{name}.integers", _integers(quantized, quantized.integers)),
+        add_initializer(graph, f"{name}.scales", scales.astype(weight.dtype.numpy())),
     ]
     if quantized.zero_points is not None:
         zeros = quantized.zero_points[:, 0] if is_per_row else quantized.zero_points
-        inputs.append(_initializer(graph, f"{name}.zero_points", _integers(quantized, zeros)))
+        inputs.append(add_initializer(graph, f"{name}.zero_points", _integers(quantized, zeros)))
     attributes = {"axis": 0} if is_per_row else {"axis": 1, "block_size": size}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
     result = _named(node, f"{name}.dequantized", (rows, quantized.integers.shape[1]), weight)
@@ -50,15 +51,6 @@ def quantize_initializer(
 
 def _integers(quantized: QuantizedWeight, array: Integers) -> npt.NDArray[Any]:
     return array.astype(_TYPES[quantized.scheme.bits])
-
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _named(node: ir.Node, name: str, shape: Sequence[int], like: ir.Value) -> ir.Value:
