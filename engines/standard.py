@@ -1,0 +1,20 @@
+"""The passes that every target gets: what is traced becomes a small, plain graph."""
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from engines.passes.linear_from_gemm import spell_out_gemm
+from engines.passes.static_reshapes import fix_reshapes
+
+PASSES = (
+    fix_reshapes,
+    spell_out_gemm,
+)
+
+
+def optimize(model: ir.Model) -> None:
+    """Simplify a traced graph in place: fewer nodes, the same numbers, standard ONNX."""
+    for simplification in PASSES:
+        simplification(model)
+        common.CommonSubexpressionEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
