@@ -42,9 +42,9 @@ class Token:
     """One generated token of prompt number ``index``.
 
     ``text`` is what became certain with it (maybe nothing); ``finish_reason`` is set on the last
-    token, "stop" for an EOS token or a stop string and "length" for a limit. ``drafted`` tokens were
-    drafted for the step that begins with this one; a ``speculated`` token came of such a draft and
-    needed no step.
+    token, "stop" for an EOS token or a stop string and "length" for a limit. So many tokens were
+    ``drafted`` for the step that begins with this one; a ``speculated`` token came of such a draft
+    and needed no step.
     """
 
     index: int

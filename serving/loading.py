@@ -1,6 +1,7 @@
 """Opening a bundle: its checks, its engine, its tokenizer and its chat template."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,46 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
-    from serving.onnxruntime import Provider
+    from serving.onnxruntime import OnnxRuntimeEngine, Provider
 
 DEFAULT_CAPACITY = 4096
 DEFAULT_SLOTS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """An engine that is about to be opened."""
+
+    bundle: Bundle
+    engine: EngineInfo
+    slots: int
+    capacity: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights and KV buffers."""
+        kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
+        return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
+
+    def open(self, provider: "Provider", threads: int | None) -> "OnnxRuntimeEngine":
+        """Open the engine and allocate its KV buffers."""
+        from serving.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(
+            self.bundle.path / self.engine.file,
+            self.bundle.manifest.graph,
+            slots=self.slots,
+            capacity=self.capacity,
+            weight_bytes=self.engine.weight_bytes,
+            provider=provider,
+            threads=threads,
+        )
+
+
 def load(
     bundle: str | Path,
     *,
+    draft: str | Path | None = None,
     target: Target | None = None,
     provider: "Provider | None" = None,
     capacity: int | None = None,
@@ -32,13 +64,14 @@ def load(
 ) -> Model:
     """Open a bundle for generation.
 
+    ``draft`` is the bundle of a smaller model with the same tokens, for speculative decoding.
     ``capacity`` is the most tokens a sequence may have, prompt included (default: the model's
     maximum, at most 4096), ``slots`` how many sequences run at a time (default: 4). ``provider`` is
     "cpu" (default) or "cuda", ``threads`` defaults to the physical cores, ``prefill_chunk`` is how
     many tokens of a prompt run at once. ``verify`` compares the files' checksums first.
 
-    Raises UserError if the bundle is damaged, has no engine that runs here, or the limits don't
-    fit.
+    Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
+    or the draft has other tokens.
     """
     opened = open_bundle(bundle, verify)
     engine = _choose_engine(opened, target)
@@ -47,30 +80,46 @@ def load(
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = _load_tokenizer(opened)
+    plans = [EnginePlan(opened, engine, slots, capacity)]
+    if draft is not None:
+        plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
 
     provider = provider or "cpu"
     if provider == "cpu":
-        _check_memory(opened, engine, slots, capacity)
+        _check_memory(plans)
 
-    from serving.onnxruntime import PROVIDERS, OnnxRuntimeEngine
+    from serving.onnxruntime import PROVIDERS
 
     if provider not in PROVIDERS:
         raise UserError(f"provider is {provider!r}, but must be one of {', '.join(PROVIDERS)}.")
+    engines = [plan.open(provider, threads) for plan in plans]
     return Model(
-        OnnxRuntimeEngine(
-            opened.path / engine.file,
-            opened.manifest.graph,
-            slots=slots,
-            capacity=capacity,
-            weight_bytes=engine.weight_bytes,
-            provider=provider,
-            threads=threads,
-        ),
+        engines[0],
         opened.manifest.tokens,
         tokenizer,
         _load_chat_template(opened, tokenizer),
         prefill_chunk,
+        draft=engines[1] if draft is not None else None,
     )
+
+
+def _plan_draft(bundle: Bundle, plan: EnginePlan, tokenizer: "Tokenizer | None") -> EnginePlan:
+    """Plan the engine of a draft model beside that of the model it drafts for."""
+    own = _load_tokenizer(bundle)
+    if tokenizer is None or own is None:
+        sizes = {each.manifest.graph.vocab_size for each in (bundle, plan.bundle)}
+        are_equal = tokenizer is own is None and len(sizes) == 1
+    else:
+        are_equal = tokenizer.get_vocab() == own.get_vocab()
+    if not are_equal:
+        raise UserError(
+            f"The draft bundle {str(bundle.path)!r} has other tokens than "
+            f"{str(plan.bundle.path)!r}: give a smaller model with the same tokenizer."
+        )
+    engine = _choose_engine(bundle, None)
+    longest = min(plan.capacity, bundle.manifest.graph.max_length)
+    capacity = engine.max_sequence or longest
+    return EnginePlan(bundle, engine, _choose_slots(engine, plan.slots), capacity)
 
 
 def _choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
@@ -122,14 +171,13 @@ def _choose_capacity(bundle: Bundle, engine: EngineInfo, capacity: int | None) -
     return capacity
 
 
-def _check_memory(bundle: Bundle, engine: EngineInfo, slots: int, capacity: int) -> None:
-    needed = engine.weight_bytes + slots * capacity * bundle.manifest.graph.kv_bytes_per_token
-    free = free_memory()
+def _check_memory(plans: list[EnginePlan]) -> None:
+    needed, free = sum(plan.nbytes for plan in plans), free_memory()
     if free is not None and needed > free:
         raise UserError(
             f"The weights and the KV buffers need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB "
-            f"are free: open the bundle with fewer slots than {slots} or less capacity than "
-            f"{capacity}."
+            f"are free: open the bundle with fewer slots than {plans[0].slots} or less capacity "
+            f"than {plans[0].capacity}."
         )
 
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from serving.commands.options import bundle_argument, generate_options, json_option, load_options
+from serving.commands.options import LoadOptions, bundle_argument, json_option, model_options
 from serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,17 +21,12 @@ if TYPE_CHECKING:
 @click.command()
 @bundle_argument
 @click.option("--system", help="The system message.")
-@generate_options
-@load_options
+@model_options
 @json_option
 def chat(
     bundle: Path,
     system: str | None,
-    capacity: int | None,
-    threads: int | None,
-    provider: Literal["cpu", "cuda"] | None,
-    prefill_chunk: int,
-    verify: bool,
+    opening: LoadOptions,
     as_json: bool,
     **options: Unpack["GenerateOptions"],
 ) -> None:
@@ -42,15 +37,7 @@ def chat(
     """
     from serving.loading import load
 
-    with load(
-        bundle,
-        capacity=capacity,
-        slots=1,
-        threads=threads,
-        provider=provider,
-        prefill_chunk=prefill_chunk,
-        verify=verify,
-    ) as model:
+    with load(bundle, slots=1, **opening) as model:
         conversation = Conversation(model, system, options)
         if as_json:
             _answer_lines(conversation)

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from serving.commands.options import bundle_argument, generate_options, json_option, load_options
+from serving.commands.options import LoadOptions, bundle_argument, json_option, model_options
 
 if TYPE_CHECKING:
     from serving.generation import GenerateOptions
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
 @click.command()
 @bundle_argument
 @click.argument("prompt", required=False)
-@generate_options
+@model_options
 @click.option("--logprobs", type=int, help="Report so many likeliest tokens (with --json).")
-@load_options
 @json_option
 def generate(
     bundle: Path,
     prompt: str | None,
-    capacity: int | None,
-    threads: int | None,
-    provider: Literal["cpu", "cuda"] | None,
-    prefill_chunk: int,
-    verify: bool,
+    opening: LoadOptions,
     as_json: bool,
     **options: Unpack["GenerateOptions"],
 ) -> None:
@@ -39,15 +34,7 @@ def generate(
 
     if prompt is None:
         prompt = sys.stdin.read().removesuffix("\n")
-    with load(
-        bundle,
-        capacity=capacity,
-        slots=1,
-        threads=threads,
-        provider=provider,
-        prefill_chunk=prefill_chunk,
-        verify=verify,
-    ) as model:
+    with load(bundle, slots=1, **opening) as model:
         tokens = model.generate(prompt, stream=True, **options)
         result = Generation(prompt_tokens=len(model.encode(prompt)))
         if options.get("logprobs") is not None:

@@ -1,8 +1,9 @@
 """Options that several commands share."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import click
 
@@ -25,6 +26,49 @@ def verify_option(command: Command) -> Command:
     return _add(command, (click.option("--verify/--no-verify", default=True, help=text),))
 
 
+class LoadOptions(TypedDict):
+    """The parameters of serving.load that commands offer."""
+
+    draft: Path | None
+    capacity: int | None
+    threads: int | None
+    provider: Literal["cpu", "cuda"] | None
+    prefill_chunk: int
+    verify: bool
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that open a bundle and generate from it.
+
+    The command gets those of serving.load as one LoadOptions named ``opening``, and those of
+    Model.generate each by its name. A draft bundle that is opened is also used.
+    """
+
+    @functools.wraps(command)
+    def with_opening(**arguments: Any) -> Any:
+        opening = {name: arguments.pop(name) for name in LoadOptions.__annotations__}
+        if opening["draft"] is not None:
+            if arguments["speculation"] is not None:
+                raise click.UsageError("--speculate drafts without --draft: leave one of them out.")
+            arguments["speculation"] = "draft"
+        return command(opening=opening, **arguments)
+
+    speculate = click.option(
+        "--speculate",
+        "speculation",
+        flag_value="prompt-lookup",
+        help="Draft tokens by looking them up in the text so far.",
+    )
+    draft = click.option(
+        "--draft",
+        type=click.Path(path_type=Path),
+        metavar="BUNDLE",
+        help="Draft tokens with this smaller model, which has the same tokens.",
+    )
+    options = (generate_options, speculate, draft, load_options, verify_option)
+    return _add(cast(Command, with_opening), options)
+
+
 def load_options(command: Command) -> Command:
     """Add the options that open a bundle for generation: parameters of serving.load."""
     options = (
@@ -33,7 +77,7 @@ def load_options(command: Command) -> Command:
         click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Where to run."),
         click.option("--prefill-chunk", type=int, default=512, help="Prompt tokens run at once."),
     )
-    return _add(verify_option(command), options)
+    return _add(command, options)
 
 
 def generate_options(command: Command) -> Command:
