@@ -68,7 +68,7 @@ def collect_in_parts(
     part: dict[ir.Value, list[Linear]] = {}
     size = 0
     for source, linears in _linears_by_source(model).items():
-        needed = 4 * _channels(linears) ** 2
+        needed = 4 * linears[0].inputs ** 2
         if part and size + needed > budget:
             yield _collect(model, part, windows, workspace, second_moments=True)
             part, size = {}, 0
@@ -87,7 +87,7 @@ def _collect(
     second_moments: bool,
 ) -> dict[str, InputStatistics]:
     sums = {
-        _name(source): _Sums(_channels(linears), second_moment=second_moments)
+        _name(source): _Sums(linears[0].inputs, second_moment=second_moments)
         for source, linears in linears_by_source.items()
     }
     for arrays in observe(model, list(linears_by_source), windows, workspace):
@@ -106,10 +106,6 @@ def _linears_by_source(model: ir.Model) -> dict[ir.Value, list[Linear]]:
     for linear in find_linears(model):
         by_source.setdefault(linear.source, []).append(linear)
     return by_source
-
-
-def _channels(linears: Sequence[Linear]) -> int:
-    return static_size(linears[0].weight, 1 if linears[0].transposed else 0)
 
 
 class _Sums:

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from engines.passes.sizes import static_size
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -33,6 +35,11 @@ class Linear:
         assert value is not None
         return value
 
+    @property
+    def inputs(self) -> int:
+        """The number of input channels."""
+        return static_size(self.weight, 1 if self.transposed else 0)
+
     def array(self) -> npt.NDArray[np.float32]:
         """A float weight as float32 [out, in]."""
         tensor = self.weight.const_value
@@ -45,12 +52,13 @@ def find_linears(model: ir.Model) -> Iterator[Linear]:
     """Every MatMul with a weight of two dimensions, in the graph's order."""
     for node in model.graph:
         if node.op_type == "MatMul" and node.domain == "":
-            linear = _as_linear(node)
+            linear = as_linear(node)
             if linear is not None:
                 yield linear
 
 
-def _as_linear(matmul: ir.Node) -> Linear | None:
+def as_linear(matmul: ir.Node) -> Linear | None:
+    """What a MatMul is, if it multiplies with a weight of two dimensions."""
     value, transposed = matmul.inputs[1], False
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "Transpose":

@@ -1,0 +1,25 @@
+"""Standard graphs of tiny decoders, traced once a session."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from tests.engines.quantization.decoders import standard_graph
+from tests.exports import once
+
+
+@pytest.fixture(scope="session")
+def decoder(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
+) -> Callable[[str], ir.Model]:
+    """Return a function from an architecture to its standard graph, a new one each time."""
+
+    def load(architecture: str) -> ir.Model:
+        def make(path: Path) -> None:
+            ir.save(standard_graph(checkpoint(architecture)), path)
+
+        return ir.load(once(tmp_path_factory, f"standard/{architecture}.onnx", make))
+
+    return load
