@@ -22,6 +22,8 @@ FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 
 DType = Literal["float32", "float16", "bfloat16"]
+CacheDType = Literal["float32", "float16", "bfloat16", "int8"]
+_CACHE_BYTES: dict[CacheDType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 
 
@@ -40,12 +42,16 @@ class _Part(BaseModel):
 
 
 class ModelInfo(_Part):
-    """The checkpoint that the bundle was made from; ``architecture`` is its transformers type."""
+    """The checkpoint that the bundle was made from; ``architecture`` is its transformers type.
+
+    ``precision`` says how its weights were made smaller, or names their type.
+    """
 
     name: str
     architecture: str
     parameters: NonNegativeInt
     weight_bytes: NonNegativeInt
+    precision: str | None = None
 
 
 class LayerInfo(_Part):
@@ -58,19 +64,28 @@ class LayerInfo(_Part):
 
 
 class GraphInfo(_Part):
-    """The decoder graph; ``dtype`` is the type of its KV cache and logits."""
+    """The decoder graph; ``dtype`` is the type of its logits, and of its KV cache if unquantised.
+
+    Scales of a quantised cache are constants of the graph.
+    """
 
     contract_version: PositiveInt
     vocab_size: PositiveInt
     dtype: DType
+    quantized_cache: Literal["int8"] | None = None
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
     max_length: PositiveInt
+
+    @property
+    def cache_dtype(self) -> CacheDType:
+        """The type that the KV cache is stored in."""
+        return self.quantized_cache or self.dtype
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token takes in the KV cache, over all layers."""
         width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
-        return width * (4 if self.dtype == "float32" else 2)
+        return width * _CACHE_BYTES[self.cache_dtype]
 
 
 class EngineInfo(_Part):
@@ -111,6 +126,7 @@ class Manifest(_Part):
     engines: tuple[EngineInfo, ...]
     tokens: SpecialTokens
     parity: dict[str, Any]
+    quality: dict[str, Any] | None = None
     files: dict[FileName, FileInfo]
 
     @model_validator(mode="after")

@@ -4,11 +4,13 @@ Inputs
     input_ids            int64 [batch, sequence]     new tokens; rows are right-padded
     past_lengths         int64 [batch]               tokens already in each row's cache
     logits_positions     int64 [batch, n]            which new positions get logits
-    past_key_values.{i}.key, .value                  T [batch, kv_heads, max_sequence, head_dim]
+    past_key_values.{i}.key, .value                  C [batch, kv_heads, max_sequence, head_dim]
 
 Outputs
     logits               T [batch, n, vocab]
     present.{i}.key, .value                          as the past, and at the same address
+
+T is float32, float16 or bfloat16; C is T, or int8 where the cache is quantised.
 """
 
 from typing import Literal
@@ -22,7 +24,7 @@ LOGITS = "logits"
 
 # ONNX's numbers of the element types that the graph's inputs and outputs have.
 INT64 = 7
-ELEMENT_TYPE = {"float32": 1, "float16": 10, "bfloat16": 16}
+ELEMENT_TYPE = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
 
 # Metadata of an Attention node whose mask is exactly "causal, and fewer than N tokens back".
 WINDOW_METADATA = "window"

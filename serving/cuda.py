@@ -7,7 +7,7 @@ import ctypes
 
 import onnxruntime as ort
 
-from serving.bundle import DType
+from serving.bundle import CacheDType
 from serving.contract import ELEMENT_TYPE
 from serving.kv_cache import Shape
 
@@ -15,7 +15,7 @@ from serving.kv_cache import Shape
 class CudaBuffer:
     """A zeroed buffer [slots, kv_heads, capacity, head_dim] in the memory of CUDA device 0."""
 
-    def __init__(self, shape: Shape, dtype: DType) -> None:
+    def __init__(self, shape: Shape, dtype: CacheDType) -> None:
         self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPE[dtype], "cuda")
         self.shape = shape
         self.address = int(self._value.data_ptr())

@@ -6,17 +6,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle import DType, LayerInfo
+from serving.bundle import CacheDType, LayerInfo
 from serving.contract import PARTS, Part
 from serving.errors import UserError
 
 ALIGNMENT = 64
 
 # numpy has no bfloat16: its bits are kept as uint16.
-STORAGE: dict[DType, np.dtype[Any]] = {
+STORAGE: dict[CacheDType, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
 }
 
 Shape = tuple[int, int, int, int]
@@ -34,13 +35,13 @@ class Buffer(Protocol):
         ...
 
 
-Allocate = Callable[[Shape, DType], Buffer]
+Allocate = Callable[[Shape, CacheDType], Buffer]
 
 
 class HostBuffer:
     """A buffer in host memory, aligned to a cache line; ``array`` is its numpy view."""
 
-    def __init__(self, shape: Shape, dtype: DType) -> None:
+    def __init__(self, shape: Shape, dtype: CacheDType) -> None:
         self.array = aligned_zeros(shape, STORAGE[dtype])
         self.shape = shape
         self.address = self.array.ctypes.data
@@ -61,7 +62,7 @@ class KVCache:
     def __init__(
         self,
         layers: Sequence[LayerInfo],
-        dtype: DType,
+        dtype: CacheDType,
         slots: int,
         capacity: int,
         allocate: Allocate = HostBuffer,

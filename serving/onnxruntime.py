@@ -52,10 +52,11 @@ class OnnxRuntimeEngine:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
         self._dtype = graph.dtype
+        self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
         self._device = provider
         self._session = open_session(file, provider, threads)
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
-        self.cache = KVCache(graph.layers, graph.dtype, slots, capacity, allocate)
+        self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 
@@ -92,11 +93,10 @@ class OnnxRuntimeEngine:
         key = (first_slot, n)
         if key not in self._bindings:
             binding = self._session.io_binding()
-            element = ELEMENT_TYPE[self._dtype]
             for layer in range(len(self.cache.layers)):
                 for part in PARTS:
                     address, shape = self.cache.rows(layer, part, first_slot, n)
-                    place = (self._device, 0, element, shape, address)
+                    place = (self._device, 0, self._cache_element, shape, address)
                     binding.bind_input(past_name(layer, part), *place)
                     binding.bind_output(present_name(layer, part), *place)
             self._bindings[key] = binding

@@ -2,16 +2,23 @@
 
 The standard operator computes over the whole buffer; this one stops at each row's valid length and
 updates the buffer itself, so the two ``TensorScatter`` nodes go too. Takes plain causal attention
-and sliding windows; any other mask is left to the standard operator.
+and sliding windows; any other mask is left to the standard operator. An int8 buffer is read as it
+is, without a floating-point copy.
 """
 
 import onnx_ir as ir
 
+from engines.passes.cache_updates import CacheUpdate, find_cache_update
 from engines.passes.insertion import Inserter, Lengths, insert_lengths
-from engines.passes.sizes import static_size
-from serving.contract import PAST_LENGTHS, WINDOW_METADATA
+from engines.passes.sizes import known_type, static_size
+from serving.contract import WINDOW_METADATA
 
 _MICROSOFT = "com.microsoft"
+_INT8_CACHE: dict[str, str | int] = {
+    "k_quant_type": "PER_CHANNEL",
+    "v_quant_type": "PER_CHANNEL",
+    "kv_cache_bit_width": 8,
+}
 
 
 def lower_to_group_query_attention(model: ir.Model) -> None:
@@ -25,39 +32,30 @@ def lower_to_group_query_attention(model: ir.Model) -> None:
                 model.graph.opset_imports[_MICROSOFT] = 1
 
 
-def _eligible_updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+def _eligible_updates(node: ir.Node) -> tuple[CacheUpdate, CacheUpdate] | None:
     """The updates of the key and value buffer of a node that the lowered operator can stand for."""
-    key, value = (_cache_update(source) for source in node.inputs[1:3])
-    if key is None or value is None or _buffer_shape(key)[3] != _buffer_shape(value)[3]:
+    key, value = (find_cache_update(source) for source in node.inputs[1:3])
+    if key is None or value is None:
         return None
-    readers = {use.node for update in (key, value) for use in update.outputs[0].uses()}
-    if readers != {node}:
+    if static_size(key.buffer, 3) != static_size(value.buffer, 3):
+        return None
+    if not (key.is_read_by(node) and value.is_read_by(node)):
         return None  # another layer reads this cache too
+    quantized = {key.scale is not None, value.scale is not None}
+    if quantized != {False} and (
+        quantized != {True} or known_type(node.outputs[0]) != ir.DataType.FLOAT
+    ):
+        return None  # an int8 buffer, for both or none, takes float32 queries
     plain = node.inputs[3] is None and node.attributes.get_int("is_causal", 0) == 1
     return (key, value) if plain or WINDOW_METADATA in node.metadata_props else None
 
 
-def _cache_update(value: ir.Value | None) -> ir.Node | None:
-    producer = value.producer() if value is not None else None
-    if producer is None or producer.op_type != "TensorScatter":
-        return None
-    written_at = producer.inputs[2]
-    return producer if written_at is not None and written_at.name == PAST_LENGTHS else None
-
-
-def _buffer_shape(update: ir.Node) -> ir.Shape:
-    buffer = update.inputs[0]
-    assert buffer is not None
-    assert buffer.shape is not None
-    return buffer.shape
-
-
 def _replace(
-    graph: ir.Graph, node: ir.Node, key: ir.Node, value: ir.Node, lengths: Lengths
+    graph: ir.Graph, node: ir.Node, key: CacheUpdate, value: CacheUpdate, lengths: Lengths
 ) -> None:
     result = node.outputs[0]
-    heads, kv_heads = static_size(result, 1), static_size(key.inputs[0], 1)
-    head_dim = static_size(key.inputs[0], 3)
+    heads, kv_heads = static_size(result, 1), static_size(key.buffer, 1)
+    head_dim = static_size(key.buffer, 3)
     insert = Inserter(graph, node, node.name or "attention")
 
     def tokens_first(heads_first: ir.Value | None, count: int) -> ir.Value:
@@ -70,12 +68,15 @@ def _replace(
         "GroupQueryAttention",
         [
             tokens_first(node.inputs[0], heads),
-            tokens_first(key.inputs[1], kv_heads),
-            tokens_first(value.inputs[1], kv_heads),
-            key.inputs[0],
-            value.inputs[0],
+            tokens_first(key.tokens, kv_heads),
+            tokens_first(value.tokens, kv_heads),
+            key.buffer,
+            value.buffer,
             lengths.last_indices,
             lengths.total_scalar,
+            *([None] * 5),
+            key.scale,
+            value.scale,
         ],
         domain=_MICROSOFT,
         num_outputs=3,
@@ -84,14 +85,17 @@ def _replace(
         scale=node.attributes.get_float("scale", head_dim**-0.5),
         softcap=node.attributes.get_float("softcap", 0.0),
         local_window_size=int(window) if window is not None else -1,
+        **(_INT8_CACHE if key.scale is not None else {}),
     )
     output, present_key, present_value = attention.outputs
     split = insert.value("Reshape", [output, insert.integers([0, 0, heads, head_dim])])
     result.replace_all_uses_with(insert.value("Transpose", [split], perm=[0, 2, 1, 3]))
     graph.remove(node, safe=True)
     for update, present in ((key, present_key), (value, present_value)):
-        _replace_output(update.outputs[0], present)
-        graph.remove(update, safe=True)
+        for link in reversed(update.chain[1:]):
+            graph.remove(link, safe=True)
+        _replace_output(update.present, present)
+        graph.remove(update.scatter, safe=True)
 
 
 def _replace_output(old: ir.Value, new: ir.Value) -> None:
