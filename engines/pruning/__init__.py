@@ -1,0 +1,1 @@
+"""Pruning: weights set to zero, and heads, channels and layers taken out of a standard graph."""
