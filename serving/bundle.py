@@ -66,13 +66,15 @@ class LayerInfo(_Part):
 class GraphInfo(_Part):
     """The decoder graph; ``dtype`` is the type of its logits, and of its KV cache if unquantised.
 
-    Scales of a quantised cache are constants of the graph.
+    Scales of a quantised cache are constants of the graph. The kernels of ``integer_weights`` need
+    them packed when the graph is opened.
     """
 
     contract_version: PositiveInt
     vocab_size: PositiveInt
     dtype: DType
     quantized_cache: Literal["int8"] | None = None
+    integer_weights: bool = False
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
     max_length: PositiveInt
 

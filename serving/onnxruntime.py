@@ -34,6 +34,9 @@ PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAEx
 class OnnxRuntimeEngine:
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
 
+    ``prepack`` copies float weights into the kernels' own layout (integer ones always are): steps
+    of several tokens get faster, opening slower, and the weights are no longer shared by processes.
+
     Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
     don't fit into memory.
     """
@@ -48,13 +51,15 @@ class OnnxRuntimeEngine:
         weight_bytes: int = 0,
         provider: Provider = "cpu",
         threads: int | None = None,
+        prepack: bool = False,
     ) -> None:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
         self._dtype = graph.dtype
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
         self._device = provider
-        self._session = open_session(file, provider, threads)
+        prepack = prepack or graph.integer_weights
+        self._session = open_session(file, provider, threads, prepack=prepack)
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
@@ -121,7 +126,7 @@ class OnnxRuntimeEngine:
 
 
 def open_session(
-    graph: Path | bytes, provider: Provider, threads: int | None
+    graph: Path | bytes, provider: Provider, threads: int | None, *, prepack: bool = False
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable."""
     wanted = PROVIDERS[provider]
@@ -131,7 +136,7 @@ def open_session(
             "or open the bundle with provider='cpu'."
         )
     try:
-        session = ort.InferenceSession(graph, session_options(threads), [wanted])
+        session = ort.InferenceSession(graph, session_options(threads, prepack=prepack), [wanted])
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -147,7 +152,7 @@ def open_session(
     return session
 
 
-def session_options(threads: int | None) -> ort.SessionOptions:
+def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions:
     """Options of every session; ``threads`` defaults to the physical cores we may run on."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -155,8 +160,8 @@ def session_options(threads: int | None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     # The shapes of prefill and decode differ: a remembered pattern would keep prefill's peak.
     options.enable_mem_pattern = False
-    # Weights are used where the file is mapped: packed copies would double the memory of tied ones.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    # Unpacked weights are used where the file is mapped, and memory holds them once.
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     options.enable_cpu_mem_arena = False
     return options
 
