@@ -3,6 +3,7 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from engines.passes.gelu import fuse_gelu
 from engines.passes.linear_from_gemm import spell_out_gemm
 from engines.passes.normalization import fuse_normalization
 from engines.passes.static_reshapes import fix_reshapes
@@ -11,6 +12,7 @@ PASSES = (
     fix_reshapes,
     spell_out_gemm,
     fuse_normalization,
+    fuse_gelu,
 )
 
 
