@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exporter.checkpoint import Checkpoint
 from serving.bundle import SpecialTokens
@@ -23,14 +23,24 @@ def write_tokenizer(checkpoint: Path, directory: Path) -> None:
     generation = checkpoint / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
-    if not any((checkpoint / source).is_file() for source in _SOURCES):
+    tokenizer = load_tokenizer(checkpoint)
+    if tokenizer is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer.save_pretrained(temporary)
         for name in FILES:
             if (Path(temporary) / name).is_file():
                 shutil.copyfile(Path(temporary) / name, directory / name)
+
+
+def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's own tokenizer, or None if it has none."""
+    if not any((checkpoint / source).is_file() for source in _SOURCES):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        checkpoint, local_files_only=True
+    )
+    return tokenizer
 
 
 def special_tokens(checkpoint: Checkpoint, vocab_size: int) -> SpecialTokens:
