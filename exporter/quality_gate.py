@@ -18,11 +18,13 @@ import numpy.typing as npt
 import torch
 
 from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
-from engines.quality import Quality, QualityLimits, QualityTally, breach
+from engines.quality import QualityLimits, QualityTally
+from exporter.calibration_windows import TokenWindows
 from exporter.checkpoint import Checkpoint, load
 from exporter.gate import Subject
 from exporter.parity import reference_logits
-from exporter.plan import megabytes
+from exporter.plan import Plan, megabytes
+from exporter.quality_report import EngineQuality, QualityReport
 from serving.decoding import prefill
 from serving.engine import Engine
 from serving.errors import UserError
@@ -35,31 +37,28 @@ CHUNK = 128  # tokens of a prefill step; the logits of all of them are in memory
 DECODED = 16  # last tokens of each window that are run one by one
 
 
-@dataclass(frozen=True)
-class EngineQuality:
-    """What one engine loses and how fast it was meanwhile.
+def check_quality(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    subjects: Sequence[Subject],
+    windows: TokenWindows,
+    limits: QualityLimits,
+    *,
+    scratch: Path,
+) -> QualityReport:
+    """Measure every subject on the held-out windows; see ``measure_quality``.
 
-    ``overall`` is over all positions and ``decode`` over those run one by one. ``weight_bytes`` is
-    the size of the weights' file. Tokens per second are of this run, single and unrepeated.
+    Raises UserError for the first that breaches a limit or gives something else than numbers.
     """
-
-    engine: str
-    overall: Quality
-    decode: Quality
-    weight_bytes: int
-    bits_per_weight: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-
-    def breach(self, limits: QualityLimits) -> str | None:
-        """Say in a clause what is breached, or None.
-
-        Decoding by itself is held to the KL limit only: perplexity over so few tokens is noise.
-        """
-        if said := breach(self.overall, limits):
-            return said
-        said = breach(self.decode, QualityLimits(max_kl=limits.max_kl))
-        return f"when tokens are decoded one by one, {said}" if said else None
+    measured = measure_quality(
+        checkpoint, subjects, windows.held_out, parameters=plan.parameters, scratch=scratch
+    )
+    report = QualityReport(tuple(measured), windows.source, *windows.held_out.shape, limits)
+    if said := report.breach():
+        raise UserError(
+            f"{checkpoint.name} was not exported: {said}; use more bits, prune less or allow more."
+        )
+    return report
 
 
 def measure_quality(
@@ -78,18 +77,6 @@ def measure_quality(
     """
     with _reference(checkpoint, held_out, subjects[0].graph.vocab_size, scratch) as reference:
         return [_measure(subject, held_out, reference, parameters) for subject in subjects]
-
-
-def refuse_breach(
-    checkpoint: Checkpoint, measured: Sequence[EngineQuality], limits: QualityLimits
-) -> None:
-    """Raise UserError if an engine breaches a limit, or gives no numbers at all."""
-    for engine in measured:
-        if said := engine.breach(limits):
-            raise UserError(
-                f"{checkpoint.name} was not exported: {said}; use more bits, prune less or "
-                "allow more."
-            )
 
 
 @dataclass(frozen=True)
