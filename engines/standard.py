@@ -3,12 +3,15 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from engines.passes.constant_folding import drop_neutral_nodes, fold_constants
 from engines.passes.gelu import fuse_gelu
 from engines.passes.linear_from_gemm import spell_out_gemm
 from engines.passes.normalization import fuse_normalization
 from engines.passes.static_reshapes import fix_reshapes
 
 PASSES = (
+    fold_constants,
+    drop_neutral_nodes,
     fix_reshapes,
     spell_out_gemm,
     fuse_normalization,
