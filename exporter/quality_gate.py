@@ -19,12 +19,11 @@ import torch
 
 from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
 from engines.quality import QualityLimits, QualityTally
-from exporter.calibration_windows import TokenWindows
 from exporter.checkpoint import Checkpoint, load
 from exporter.gate import Subject
 from exporter.parity import reference_logits
-from exporter.plan import Plan, megabytes
-from exporter.quality_report import EngineQuality, QualityReport
+from exporter.plan import megabytes
+from exporter.quality_report import EngineQuality
 from serving.decoding import prefill
 from serving.engine import Engine
 from serving.errors import UserError
@@ -35,30 +34,6 @@ Tokens = npt.NDArray[np.int64]
 
 CHUNK = 128  # tokens of a prefill step; the logits of all of them are in memory
 DECODED = 16  # last tokens of each window that are run one by one
-
-
-def check_quality(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    subjects: Sequence[Subject],
-    windows: TokenWindows,
-    limits: QualityLimits,
-    *,
-    scratch: Path,
-) -> QualityReport:
-    """Measure every subject on the held-out windows; see ``measure_quality``.
-
-    Raises UserError for the first that breaches a limit or gives something else than numbers.
-    """
-    measured = measure_quality(
-        checkpoint, subjects, windows.held_out, parameters=plan.parameters, scratch=scratch
-    )
-    report = QualityReport(tuple(measured), windows.source, *windows.held_out.shape, limits)
-    if said := report.breach():
-        raise UserError(
-            f"{checkpoint.name} was not exported: {said}; use more bits, prune less or allow more."
-        )
-    return report
 
 
 def measure_quality(
@@ -77,6 +52,18 @@ def measure_quality(
     """
     with _reference(checkpoint, held_out, subjects[0].graph.vocab_size, scratch) as reference:
         return [_measure(subject, held_out, reference, parameters) for subject in subjects]
+
+
+def refuse_breach(
+    checkpoint: Checkpoint, measured: Sequence[EngineQuality], limits: QualityLimits
+) -> None:
+    """Raise UserError if an engine breaches a limit, or gives something else than numbers."""
+    for engine in measured:
+        if said := engine.breach(limits):
+            raise UserError(
+                f"{checkpoint.name} was not exported: {said}; use more bits, prune less or allow "
+                "more."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What the quality gate found: the section on quality, size and speed of a bundle's report."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines.quality import Quality, QualityLimits, breach
+from exporter.calibration_windows import TokenWindows
 
 
 @dataclass(frozen=True)
@@ -40,38 +42,31 @@ class EngineQuality:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """The gate's outcome; ``source`` says what the ``windows`` of ``length`` tokens are from."""
+    """What the quality gate measured, on which text, and what was allowed."""
 
-    engines: tuple[EngineQuality, ...]
-    source: str
-    windows: int
-    length: int
+    measured: Sequence[EngineQuality]
+    windows: TokenWindows
     limits: QualityLimits
-
-    def breach(self) -> str | None:
-        """Say in a clause what the first engine that breaches a limit breaches, or None."""
-        if not self.engines:
-            return "no engine was measured"
-        return next((said for e in self.engines if (said := e.breach(self.limits))), None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the manifest and report.json."""
         return {
-            "text": self.source,
-            "windows": self.windows,
-            "tokens_per_window": self.length,
+            "text": self.windows.source,
+            "windows": self.windows.held_out.shape[0],
+            "tokens_per_window": self.windows.held_out.shape[1],
             "limits": asdict(self.limits),
-            "engines": [engine.as_dict() for engine in self.engines],
+            "engines": [engine.as_dict() for engine in self.measured],
         }
 
     def markdown(self) -> list[str]:
         """The lines of report.md, from the heading on."""
         limits = self.limits
+        count, length = self.windows.held_out.shape
         lines = [
             "## Quality",
             "",
-            f"Against the float32 checkpoint in transformers, on {self.windows} windows of "
-            f"{self.length} tokens that nothing was calibrated with, from {self.source}. KL is the "
+            f"Against the float32 checkpoint in transformers, on {count} windows of {length} "
+            f"tokens that nothing was calibrated with, from {self.windows.source}. KL is the "
             "divergence of the engine's next-token distribution from the checkpoint's, in nats. "
             "Decoded are the last tokens of each window, run one by one.",
             "",
@@ -82,7 +77,7 @@ class QualityReport:
             "99th percentile of KL | top-1 agreement |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for engine in self.engines:
+        for engine in self.measured:
             lines.append(_row(engine.engine, engine.overall))
             lines.append(_row("the same, decoded", engine.decode))
         lines += [
@@ -95,7 +90,7 @@ class QualityReport:
         lines += [
             f"| {e.engine} | {e.weight_bytes:,} bytes | {e.bits_per_weight:.2f} | "
             f"{e.prefill_tokens_per_second:,.1f} | {e.decode_tokens_per_second:,.1f} |"
-            for e in self.engines
+            for e in self.measured
         ]
         return lines
 
@@ -109,20 +104,3 @@ def _row(name: str, q: Quality) -> str:
 
 def _limit(value: float | None, form: str) -> str:
     return "any" if value is None else f"{value:{form}}"
-
-
-@dataclass(frozen=True)
-class QualityReport:
-    """What the quality gate measured, on which text, and what was allowed."""
-
-    measured: Sequence[EngineQuality]
-    windows: TokenWindows
-    limits: QualityLimits
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest and report.json."""
-        return quality_data(self.measured, self.windows, self.limits)
-
-    def markdown(self) -> list[str]:
-        """The lines of report.md, from the heading on."""
-        return quality_markdown(self.measured, self.windows, self.limits)
