@@ -11,6 +11,7 @@ import onnx_ir as ir
 from engines.passes.cache_updates import CacheUpdate, find_cache_update
 from engines.passes.insertion import Inserter, Lengths, insert_lengths
 from engines.passes.sizes import known_type, static_size
+from engines.passes.token_layout import replace_heads_first, tokens_first
 from serving.contract import WINDOW_METADATA
 
 _MICROSOFT = "com.microsoft"
@@ -58,18 +59,15 @@ def _replace(
     head_dim = static_size(key.buffer, 3)
     insert = Inserter(graph, node, node.name or "attention")
 
-    def tokens_first(heads_first: ir.Value | None, count: int) -> ir.Value:
-        """[batch, heads, sequence, head_dim] to [batch, sequence, heads * head_dim]."""
-        moved = insert.value("Transpose", [heads_first], perm=[0, 2, 1, 3])
-        return insert.value("Reshape", [moved, insert.integers([0, 0, count * head_dim])])
-
+    query, keys, values = (
+        tokens_first(insert, source) for source in (_query(node), key.tokens, value.tokens)
+    )
+    packed = _packed(query, keys, values)
     window = node.metadata_props.get(WINDOW_METADATA)
     attention = insert.node(
         "GroupQueryAttention",
         [
-            tokens_first(node.inputs[0], heads),
-            tokens_first(key.tokens, kv_heads),
-            tokens_first(value.tokens, kv_heads),
+            *([query, keys, values] if packed is None else [packed, None, None]),
             key.buffer,
             value.buffer,
             lengths.last_indices,
@@ -77,6 +75,8 @@ def _replace(
             *([None] * 5),
             key.scale,
             value.scale,
+            *([None] * 2),
+            lengths.new,
         ],
         domain=_MICROSOFT,
         num_outputs=3,
@@ -88,14 +88,32 @@ def _replace(
         **(_INT8_CACHE if key.scale is not None else {}),
     )
     output, present_key, present_value = attention.outputs
-    split = insert.value("Reshape", [output, insert.integers([0, 0, heads, head_dim])])
-    result.replace_all_uses_with(insert.value("Transpose", [split], perm=[0, 2, 1, 3]))
+    if result.shape is not None:
+        output.shape = ir.Shape([result.shape[0], result.shape[2], heads * head_dim])
+    output.type = result.type
+    replace_heads_first(insert, result, output)
     graph.remove(node, safe=True)
     for update, present in ((key, present_key), (value, present_value)):
         for link in reversed(update.chain[1:]):
             graph.remove(link, safe=True)
         _replace_output(update.present, present)
         graph.remove(update.scatter, safe=True)
+
+
+def _query(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _packed(query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value | None:
+    """What one Split makes these three of, in this order: the output of a merged projection."""
+    split = query.producer()
+    if split is None or split.op_type != "Split":
+        return None
+    if split.attributes.get_int("axis", 0) not in (-1, 2):
+        return None
+    return split.inputs[0] if tuple(split.outputs) == (query, keys, values) else None
 
 
 def _replace_output(old: ir.Value, new: ir.Value) -> None:

@@ -96,6 +96,8 @@ class Lengths:
     """The same, int32 scalar."""
     last_indices: ir.Value
     """Index of each row's last token, int32 [batch]."""
+    new: ir.Value
+    """Each row's new tokens, padding included, int32 [batch]."""
 
 
 def insert_lengths(graph: ir.Graph) -> Lengths:
@@ -109,4 +111,10 @@ def insert_lengths(graph: ir.Graph) -> Lengths:
     scalar = insert.value("Squeeze", [insert.value("Cast", [total], to=ir.DataType.INT32)])
     ends = insert.value("Add", [past, sequence])
     last = insert.value("Sub", [ends, insert.integers([1])])
-    return Lengths(total, scalar, insert.value("Cast", [last], to=ir.DataType.INT32))
+    new = insert.value("Sub", [ends, past])
+    return Lengths(
+        total,
+        scalar,
+        insert.value("Cast", [last], to=ir.DataType.INT32),
+        insert.value("Cast", [new], to=ir.DataType.INT32),
+    )

@@ -19,12 +19,12 @@ from tests.engines.tensorrt.decoder_graph import (
 )
 
 LAYERS = {"causal": CAUSAL, "window": WINDOW, "capped": CAPPED}
-# Several tokens with a past take one row only; see the design's facts.
 STEPS = {
     "prefill": ([0], 5),
     "chunk": ([6], 5),
     "decode": ([7], 1),
     "ragged decode": ([7, 0, 11], 1),
+    "ragged chunks": ([6, 0, 11], 5),
 }
 
 
