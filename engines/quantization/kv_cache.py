@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from engines.calibration import observe
+from engines.initializers import add_initializer
 from engines.passes.insertion import Inserter
 from engines.quantization.weights import Floats
 from serving.contract import PARTS, past_name
@@ -55,9 +55,9 @@ def quantize_kv_cache(model: ir.Model, largest: Mapping[str, Floats]) -> None:
         floating = present.type
         assert floating is not None
         scales = cache_scales(largest[past]).astype(floating.dtype.numpy())
-        scale = _initializer(graph, f"{past}.scales", scales)
-        one = _initializer(graph, "kv_cache.one", np.ones((), scales.dtype))
-        zero = _initializer(graph, "kv_cache.zero", np.zeros((), np.int8))
+        scale = add_initializer(graph, f"{past}.scales", scales)
+        one = add_initializer(graph, "kv_cache.one", np.ones((), scales.dtype))
+        zero = add_initializer(graph, "kv_cache.zero", np.zeros((), np.int8))
 
         before = Inserter(graph, update, f"{past}/quantized")
         divided = before.value("Div", [written, scale])
@@ -96,17 +96,3 @@ def _updates(model: ir.Model) -> dict[str, ir.Node]:
         and (name := node.inputs[0].name) in pasts
         and name is not None
     }
-
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    """A constant, made once a graph."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]
