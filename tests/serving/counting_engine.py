@@ -1,5 +1,6 @@
 """An engine of numpy whose next token depends on all that is in a slot: for tests of the loop."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -17,21 +18,36 @@ def next_token(ids: list[int]) -> int:
     return sum((position + 1) * token for position, token in enumerate(ids)) % VOCAB
 
 
-def continuation(ids: list[int], new: int) -> list[int]:
+def repetitive_token(ids: list[int]) -> int:
+    """A next token that repeats the text five tokens back, but for every eighth time or so."""
+    deviates = next_token(ids) % 8 == 0
+    return (ids[-5] + deviates) % VOCAB if len(ids) >= 5 else next_token(ids)
+
+
+NextToken = Callable[[list[int]], int]
+
+
+def continuation(ids: list[int], new: int, rule: NextToken = next_token) -> list[int]:
     """The greedy continuation of ``ids`` by ``new`` tokens."""
     whole = list(ids)
     for _ in range(new):
-        whole.append(next_token(whole))
+        whole.append(rule(whole))
     return whole[len(ids) :]
 
 
 class CountingEngine:
     """Keeps token ids as keys; a wrong slot, length or move therefore changes what follows."""
 
-    def __init__(self, slots: int = 3, capacity: int = 100) -> None:
+    def __init__(
+        self, slots: int = 3, capacity: int = 100, rule: NextToken = next_token, vocab: int = VOCAB
+    ) -> None:
         layer = LayerInfo(kv_heads=1, key_dim=1, value_dim=1)
         self.cache = KVCache((layer,), "float32", slots, capacity)
-        self.vocab_size = VOCAB
+        keys = self.cache.buffers[0, "key"]
+        assert isinstance(keys, HostBuffer)
+        self.keys = keys.array[:, 0, :, 0]
+        self.vocab_size = vocab
+        self._rule = rule
         self.weight_bytes = 0
         self.steps: list[tuple[int, int, int]] = []  # first slot, rows, new tokens a row
         self.is_closed = False
@@ -47,16 +63,14 @@ class CountingEngine:
         assert n == 1 or sequence == 1, "several new tokens go one row at a time"
         assert input_ids.flags.c_contiguous
         self.steps.append((first_slot, n, sequence))
-        keys = self.cache.buffers[0, "key"]
-        assert isinstance(keys, HostBuffer)
-        logits = np.zeros((n, logits_positions.shape[1], VOCAB), np.float32)
+        logits = np.zeros((n, logits_positions.shape[1], self.vocab_size), np.float32)
         for row in range(n):
-            past, slot = past_lengths[row], keys.array[first_slot + row, 0, :, 0]
+            past, slot = past_lengths[row], self.keys[first_slot + row]
             slot[past : past + sequence] = input_ids[row]
             for k, position in enumerate(logits_positions[row]):
                 seen = slot[: past + position + 1].astype(int).tolist()
-                best = next_token(seen)
-                logits[row, k] = -np.abs(np.arange(VOCAB) - best) / 8
+                best = self._rule(seen)
+                logits[row, k] = -np.abs(np.arange(self.vocab_size) - best) / 8
         return logits
 
     def close(self) -> None:
