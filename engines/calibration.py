@@ -1,6 +1,6 @@
 """Watching a graph's activations on calibration text: what quantisation and pruning choose by."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,18 @@ def collect_in_parts(
     windows: Sequence[IntArray],
     workspace: Path,
     *,
+    weights: Collection[str] | None = None,
     budget: int = SECOND_MOMENTS_BUDGET,
 ) -> Iterator[dict[str, InputStatistics]]:
     """Statistics with second moments, some layers at a time, in the graph's order.
 
-    One part's second moments take at most ``budget`` bytes (or are those of one source); the text
-    runs once for each part, up to its last layer.
+    ``weights`` names the layers, all where it is None. One part's second moments take at most
+    ``budget`` bytes (or are those of one source); the text runs once for each part, up to its last
+    layer.
     """
     part: dict[ir.Value, list[Linear]] = {}
     size = 0
-    for source, linears in _linears_by_source(model).items():
+    for source, linears in _linears_by_source(model, weights).items():
         needed = 4 * linears[0].inputs ** 2
         if part and size + needed > budget:
             yield _collect(model, part, windows, workspace, second_moments=True)
@@ -100,11 +102,14 @@ def _collect(
     return statistics
 
 
-def _linears_by_source(model: ir.Model) -> dict[ir.Value, list[Linear]]:
+def _linears_by_source(
+    model: ir.Model, weights: Collection[str] | None = None
+) -> dict[ir.Value, list[Linear]]:
     """The linear layers that each activation goes into, in the graph's order."""
     by_source: dict[ir.Value, list[Linear]] = {}
     for linear in find_linears(model):
-        by_source.setdefault(linear.source, []).append(linear)
+        if weights is None or linear.name in weights:
+            by_source.setdefault(linear.source, []).append(linear)
     return by_source
 
 

@@ -40,6 +40,11 @@ class Linear:
         """The number of input channels."""
         return static_size(self.weight, 1 if self.transposed else 0)
 
+    @property
+    def outputs(self) -> int:
+        """The number of output channels."""
+        return static_size(self.weight, 0 if self.transposed else 1)
+
     def array(self) -> npt.NDArray[np.float32]:
         """A float weight as float32 [out, in]."""
         tensor = self.weight.const_value

@@ -62,12 +62,12 @@ def fold_input_scale(model: ir.Model, linears: Sequence[Linear], scale: Floats) 
     for linear in linears:
         if not has_own_weight(linear):
             raise ValueError(f"{linear.name} is shared: it can't be scaled for one layer")
-        consumer = linear.weight.uses()[0]
+        (consumer,) = linear.weight.uses()
         reader = _Constant(consumer.node, consumer.idx, 1 if linear.transposed else 0)
         _multiply(model.graph, reader, scale)
     constants = _absorbing_constants(linears)
     for constant in constants or ():
-        _multiply(model.graph, constant, 1 / scale)
+        _multiply(model.graph, constant, np.reciprocal(scale))
     if constants is None:
         _insert_division(model.graph, linears, scale)
     return constants is not None
@@ -154,7 +154,7 @@ def _rows_of(matmul: ir.Node) -> list[_Constant] | None:
         return None
     if linear.dequantize is not None:
         return [_Constant(linear.dequantize, 1, 0)]
-    reader = linear.weight.uses()[0]
+    (reader,) = linear.weight.uses()
     return [_Constant(reader.node, reader.idx, 0 if linear.transposed else 1)]
 
 

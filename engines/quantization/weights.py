@@ -57,7 +57,13 @@ def round_to_nearest(weight: Floats, scheme: WeightScheme) -> QuantizedWeight:
 
     Raises ValueError where the group size doesn't divide the inputs.
     """
-    scales, zero_points = group_parameters(weight, scheme)
+    return round_to_grid(weight, scheme, *group_parameters(weight, scheme))
+
+
+def round_to_grid(
+    weight: Floats, scheme: WeightScheme, scales: Floats, zero_points: Integers | None
+) -> QuantizedWeight:
+    """Round a weight [out, in] with given scales and zero points [out, groups], and clip it."""
     groups = weight.reshape(*scales.shape, -1)
     integers = groups / scales[:, :, None]
     if zero_points is not None:
