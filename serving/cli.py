@@ -2,6 +2,7 @@
 
 import click
 
+from serving.commands.bench import bench
 from serving.commands.chat import chat
 from serving.commands.doctor import doctor
 from serving.commands.generate import generate
@@ -15,5 +16,5 @@ def main() -> None:
     """Run and look at bundles that export-llm made; needs no PyTorch."""
 
 
-for command in (generate, chat, inspect, doctor):
+for command in (generate, chat, bench, inspect, doctor):
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""Peers of serve-llm, one file each, and how they are measured beside it."""
