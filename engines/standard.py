@@ -7,6 +7,7 @@ from engines.passes.constant_folding import drop_neutral_nodes, fold_constants
 from engines.passes.gelu import fuse_gelu
 from engines.passes.linear_from_gemm import spell_out_gemm
 from engines.passes.normalization import fuse_normalization
+from engines.passes.rotary_embedding import fuse_rotary_embedding
 from engines.passes.static_reshapes import fix_reshapes
 
 PASSES = (
@@ -16,6 +17,7 @@ PASSES = (
     spell_out_gemm,
     fuse_normalization,
     fuse_gelu,
+    fuse_rotary_embedding,
 )
 
 

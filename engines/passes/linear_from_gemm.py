@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter
+from engines.passes.replacement import replace
 from engines.passes.static_reshapes import Size, reshape_sizes, same_sizes
 
 
@@ -57,9 +58,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         new = _like(insert.value("Add", [new, node.inputs[2]]), old)
     for result in results:
-        if result.is_graph_output():
-            new.name, result.name = result.name, None
-        result.replace_all_uses_with(new, replace_graph_outputs=True)
+        replace(result, new)
     for result in results:
         if (reader := result.producer()) is not None and reader is not node:
             graph.remove(reader, safe=True)
