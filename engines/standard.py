@@ -6,6 +6,7 @@ import onnx_ir.passes.common as common
 from engines.passes.constant_folding import drop_neutral_nodes, fold_constants
 from engines.passes.gelu import fuse_gelu
 from engines.passes.linear_from_gemm import spell_out_gemm
+from engines.passes.merged_projections import merge_projections
 from engines.passes.normalization import fuse_normalization
 from engines.passes.rotary_embedding import fuse_rotary_embedding
 from engines.passes.static_reshapes import fix_reshapes
@@ -18,6 +19,7 @@ PASSES = (
     fuse_normalization,
     fuse_gelu,
     fuse_rotary_embedding,
+    merge_projections,
 )
 
 
