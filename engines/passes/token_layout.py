@@ -24,16 +24,29 @@ def tokens_first(insert: Inserter, value: ir.Value) -> ir.Value:
     node = value.producer()
     if node is not None and node.op_type == "RotaryEmbedding" and node.domain == "":
         return _rotated(insert, node, heads)
-    if node is None or not _is_swap(node):
-        rows = insert.value("Transpose", [value], perm=_SWAP)
-        return insert.value("Reshape", [rows, insert.integers([0, 0, heads * dim])])
-    split_heads = node.inputs[0]
-    assert split_heads is not None
+    split_heads = _heads_second_to_last(insert, value)
     split = split_heads.producer()
     flat = split.inputs[0] if split is not None else None
     if split is not None and flat is not None and _regroups_heads(split, flat, split_heads):
         return flat
     return insert.value("Reshape", [split_heads, insert.integers([0, 0, heads * dim])])
+
+
+def _heads_second_to_last(insert: Inserter, value: ir.Value) -> ir.Value:
+    """The numbers of ``value`` [batch, heads, sequence, dim] as [batch, sequence, heads, dim]."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None else None
+    if node is not None and source is not None:
+        if _is_swap(node):
+            return source
+        if node.op_type == "RMSNormalization" and node.attributes.get_int("axis", -1) in (-1, 3):
+            epsilon = node.attributes.get_float("epsilon", 1e-5)
+            stash_type = node.attributes.get_int("stash_type", 1)
+            operands = [_heads_second_to_last(insert, source), node.inputs[1]]
+            return insert.value(
+                "RMSNormalization", operands, axis=-1, epsilon=epsilon, stash_type=stash_type
+            )
+    return insert.value("Transpose", [value], perm=_SWAP)
 
 
 def _rotated(insert: Inserter, rotary: ir.Node, heads: int) -> ir.Value:

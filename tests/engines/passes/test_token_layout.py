@@ -18,17 +18,20 @@ COUNTS = {"query": HEADS, "key": KV_HEADS, "value": KV_HEADS}
 FEATURES = sum(WIDTHS.values())
 
 
-def merged(rotated: int | None = None, order: tuple[str, ...] = tuple(WIDTHS)) -> ir.Model:
+def merged(
+    rotated: int | None = None, order: tuple[str, ...] = tuple(WIDTHS), *, normed: bool = False
+) -> ir.Model:
     """A decoder of one layer with a merged projection, as the standard passes leave it.
 
-    ``rotated`` channels of queries and keys get a rotary embedding; ``order`` is how the projection
-    is split.
+    ``rotated`` channels of queries and keys get a rotary embedding, and before it a norm where they
+    are ``normed``; ``order`` is how the projection is split.
     """
     random = np.random.default_rng(3)
     arrays = {
         "embedding": random.standard_normal((VOCAB, FEATURES)).astype(np.float32),
         "bias": random.standard_normal(FEATURES).astype(np.float32),
         "head": random.standard_normal((HEADS * DIM, VOCAB)).astype(np.float32),
+        "scales": random.standard_normal(DIM).astype(np.float32),
         "sizes": np.array([WIDTHS[part] for part in order]),
         "join": np.array([0, 0, HEADS * DIM]),
         **{f"{part}_shape": np.array([0, 0, COUNTS[part], DIM]) for part in order},
@@ -57,7 +60,13 @@ def merged(rotated: int | None = None, order: tuple[str, ...] = tuple(WIDTHS)) -
         for table in ("cos", "sin"):
             nodes.append(helper.make_node("Gather", [table, "input_ids"], [f"{table}_rows"]))
         for part in ("query", "key"):
-            operands = [f"{part}_heads", "cos_rows", "sin_rows"]
+            source = f"{part}_heads"
+            if normed:
+                source = f"{part}_normed"
+                nodes.append(
+                    helper.make_node("RMSNormalization", [f"{part}_heads", "scales"], [source])
+                )
+            operands = [source, "cos_rows", "sin_rows"]
             partial = {} if rotated == DIM else {"rotary_embedding_dim": rotated}
             nodes.append(helper.make_node("RotaryEmbedding", operands, [f"{part}_new"], **partial))
     caches = []
@@ -119,6 +128,14 @@ def test_no_transpose_and_no_reshape_is_left(rotated: int | None) -> None:
     assert (before["Transpose"], before["Reshape"]) == (4, 4)
     assert (after["Transpose"], after["Reshape"]) == (0, 0)
     assert after["RotaryEmbedding"] == before["RotaryEmbedding"]
+
+
+def test_a_norm_of_each_head_moves_with_the_heads() -> None:
+    model = lowered(merged(DIM, normed=True))
+    assert operators(model)["Transpose"] == 0
+    inputs = feeds(model, past=[4, 9], sequence=1)
+    expected = run(merged(DIM, normed=True), inputs, "logits")
+    assert_close(run(model, inputs, "logits"), expected, 1e-4)
 
 
 def test_a_merged_projection_is_read_as_it_is() -> None:
