@@ -1,5 +1,7 @@
 """The passes that every target gets: what is traced becomes a small, plain graph."""
 
+from collections.abc import Callable, Sequence
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -11,7 +13,7 @@ from engines.passes.normalization import fuse_normalization
 from engines.passes.rotary_embedding import fuse_rotary_embedding
 from engines.passes.static_reshapes import fix_reshapes
 
-PASSES = (
+SIMPLIFICATIONS = (
     fold_constants,
     drop_neutral_nodes,
     fix_reshapes,
@@ -19,13 +21,22 @@ PASSES = (
     fuse_normalization,
     fuse_gelu,
     fuse_rotary_embedding,
-    merge_projections,
 )
+PASSES = (*SIMPLIFICATIONS, merge_projections)
+
+
+def simplify(model: ir.Model) -> None:
+    """Simplify a traced graph in place; weights stay as the checkpoint has and names them."""
+    _apply(SIMPLIFICATIONS, model)
 
 
 def optimize(model: ir.Model) -> None:
-    """Simplify a traced graph in place: fewer nodes, the same numbers, standard ONNX."""
+    """Simplify a traced graph in place: fewer nodes, the same numbers, standard ONNX.
+
+    Every value of the result has a type and a shape.
+    """
     for simplification in PASSES:
         simplification(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
+    common.ShapeInferencePass()(model)

@@ -83,18 +83,21 @@ def _adds_to(value: ir.Value, base: ir.Value) -> bool:
     return any(_adds_to(source, base) for source in node.inputs[:count] if source is not None)
 
 
-def weigh_layers(model: ir.Model) -> list[float]:
-    """For each layer the norm of the weights that add to the residual stream.
+def rank_layers(model: ir.Model) -> list[float]:
+    """Scores for where there is no text to measure with: depth, and 0 for a layer that adds zeros.
 
-    A substitute for ``measure_layers`` where there is no text; a layer of zeros has 0 here too.
+    The deepest layers go first but for the last, which prepares the logits (Gromov et al., "The
+    Unreasonable Ineffectiveness of the Deeper Layers", 2024).
     """
     linears = {linear.matmul: linear for linear in find_linears(model)}
-    changes = []
-    for layer in find_layers(model):
+    layers = find_layers(model)
+    scores = []
+    for index, layer in enumerate(layers):
         writers = last_linears(layer.end, linears, until=layer.begin)
-        squares = [np.square(linears[node].array(), dtype=np.float64).sum() for node in writers]
-        changes.append(float(sum(squares) ** 0.5))
-    return changes
+        adds_something = any(linears[node].array().any() for node in writers)
+        depth = index - len(layers) if index == len(layers) - 1 else index
+        scores.append(float(len(layers) - depth) if adds_something else 0.0)
+    return scores
 
 
 def last_linears(

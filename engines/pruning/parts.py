@@ -1,5 +1,6 @@
 """A value's axis taken apart, by one Split or by several Slices."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,6 +18,13 @@ class Parts:
     """Counted from the end."""
     outputs: tuple[ir.Value, ...]
     sizes: tuple[int, ...]
+
+    def ranges(self) -> Iterator[tuple[ir.Value, range]]:
+        """Each part with the indices of the whole that it holds."""
+        start = 0
+        for output, size in zip(self.outputs, self.sizes, strict=True):
+            yield output, range(start, start + size)
+            start += size
 
 
 def parts_of(node: ir.Node) -> Parts:

@@ -14,7 +14,7 @@ from engines.pruning.axes import UnmatchedError
 from engines.pruning.channels import has_experts, is_channel_reader, slice_channels
 from engines.pruning.heads import slice_heads
 from engines.pruning.importance import Importance, Statistics, most_important
-from engines.pruning.layers import attention_sizes, find_layers, remove_layers, weigh_layers
+from engines.pruning.layers import attention_sizes, find_layers, rank_layers, remove_layers
 from engines.pruning.plan import Pruning
 from engines.pruning.removal import Cuts, remove
 from engines.pruning.sparsity import (
@@ -61,7 +61,7 @@ def prune(
 
     ``statistics`` are those of the linear layers' inputs (engines/calibration.py), for the
     importance of heads and channels; ``layer_changes`` those of ``measure_layers``, for that of
-    layers. Without them weights alone decide. Structures of zeros always go first.
+    layers. Without them weights decide, and depth. Structures of zeros always go first.
 
     Raises UserError for what can't be pruned; the graph is of no more use then.
     """
@@ -147,7 +147,7 @@ def _prune_layers(
         raise UserError(
             f"--prune-layers {count} would remove all {layers} layers: at least one has to stay."
         )
-    scores = weigh_layers(model) if layer_changes is None else layer_changes
+    scores = rank_layers(model) if layer_changes is None else layer_changes
     kept = most_important(scores, layers - count)
     removed = tuple(index for index in range(layers) if index not in kept)
     remove_layers(model, removed)

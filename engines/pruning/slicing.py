@@ -37,11 +37,15 @@ class Slicing:
         self.parts: list[Parts] = []
         self._queue: list[ir.Node] = []
         self._cut(start, cut)
+        self._follow_all()
+        for parts in list(self.parts):
+            if parts.whole not in self.cuts:  # the other parts stay as they are
+                self._join(parts)
+                self._follow_all()
+
+    def _follow_all(self) -> None:
         while self._queue:
             self._follow(self._queue.pop())
-        for parts in self.parts:
-            if parts.whole not in self.cuts:
-                raise UnmatchedError(f"parts of {parts.whole.name} are pruned, others aren't")
 
     def reads(self) -> list[tuple[ir.Node, Cut]]:
         """The MatMul nodes that read what is kept, with the cut of what they read."""
@@ -162,20 +166,23 @@ class Slicing:
         parts = parts_of(node)
         if parts not in self.parts:
             self.parts.append(parts)
-        starts = [sum(parts.sizes[:i]) for i in range(len(parts.sizes))]
-        whole, own = self._of(parts.whole), [self._of(output) for output in parts.outputs]
-        if whole is not None:
-            for output, start, size in zip(parts.outputs, starts, parts.sizes, strict=True):
-                kept = [i - start for i in whole.kept if start <= i < start + size]
-                self._cut(output, Cut(parts.axis, tuple(kept)))
-        elif all(own):
-            joined = [
-                start + i
-                for part, start in zip(own, starts, strict=True)
-                if part
-                for i in part.kept
-            ]
-            self._cut(parts.whole, Cut(parts.axis, tuple(joined)))
+        whole = self._of(parts.whole)
+        if whole is None:
+            if all(output in self.cuts for output in parts.outputs):
+                self._join(parts)
+            return
+        for output, indices in parts.ranges():
+            kept = tuple(i - indices.start for i in whole.kept if i in indices)
+            if len(kept) < len(indices):
+                self._cut(output, Cut(parts.axis, kept))
+
+    def _join(self, parts: Parts) -> None:
+        """Cut the whole by the cuts of its parts."""
+        joined: list[int] = []
+        for output, indices in parts.ranges():
+            cut = self._of(output)
+            joined += indices if cut is None else [indices[i] for i in cut.kept]
+        self._cut(parts.whole, Cut(parts.axis, tuple(joined)))
 
     def _moved(self, node: ir.Node) -> None:
         result, source = node.outputs[0], node.inputs[0]
