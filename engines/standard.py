@@ -26,16 +26,23 @@ PASSES = (*SIMPLIFICATIONS, merge_projections)
 
 
 def simplify(model: ir.Model) -> None:
-    """Simplify a traced graph in place; weights stay as the checkpoint has and names them."""
+    """Simplify a traced graph in place; weights stay as the checkpoint has and names them.
+
+    Every value of the result has a type and a shape.
+    """
     _apply(SIMPLIFICATIONS, model)
 
 
 def optimize(model: ir.Model) -> None:
-    """Simplify a traced graph in place: fewer nodes, the same numbers, standard ONNX.
+    """Simplify a graph and merge what reads the same activations, in place.
 
-    Every value of the result has a type and a shape.
+    Fewer nodes, the same numbers, standard ONNX. A simplified graph may be given again.
     """
-    for simplification in PASSES:
+    _apply(PASSES, model)
+
+
+def _apply(passes: Sequence[Callable[[ir.Model], None]], model: ir.Model) -> None:
+    for simplification in passes:
         simplification(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
