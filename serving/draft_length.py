@@ -35,11 +35,11 @@ class StepCosts:
         return tokens in self._seconds
 
     def seconds(self, tokens: int) -> float:
-        """Cost of a step, between those of the known numbers of tokens next to it; 0 for none.
+        """Cost of a step, between those of the known numbers of tokens next to it.
 
-        Beyond the known ones it is the nearest one's.
+        It is 0 for no tokens and as long as nothing is known. Beyond the known ones it is the nearest one's.
         """
-        if tokens == 0:
+        if tokens == 0 or not self._seconds:
             return 0.0
         if tokens in self._seconds:
             return self._seconds[tokens]

@@ -73,12 +73,11 @@ class Speculation:
         self._open_drafter = open_drafter
         self._costs = costs
         self._speculators: dict[Sequence, Speculator] = {}
-        self._draft_seconds = 0.0
+        self._draft_costs = StepCosts()
         self._lost_seconds = 0.0
 
     def advance(self, engine: Engine, active: list[Sequence]) -> list[Token]:
         """Add a token or more to each sequence: drafts run slot by slot, the others together."""
-        begin = perf_counter()
         guesses = [self._guess(sequence, len(active) - 1) for sequence in active]
         runs = [guess is not None and guess.is_run for guess in guesses]
         tokens: list[list[Token]] = []
@@ -94,7 +93,8 @@ class Speculation:
             if sequence.finished:
                 self._speculators.pop(sequence).drafter.close()
         new_tokens = [token for new in tokens for token in new]
-        self._account(perf_counter() - begin, len(active), len(new_tokens), any(runs))
+        run_lengths = [len(g.draft.ids) for g in guesses if g is not None and g.is_run]
+        self._account(len(active), run_lengths, len(new_tokens))
         return new_tokens
 
     def _guess(self, sequence: Sequence, others: int) -> Guess | None:
@@ -106,7 +106,8 @@ class Speculation:
         if kind == 0:
             return None
         acceptance = speculator.acceptance.setdefault(kind, Acceptance())
-        length = best_length(self._costs, acceptance, others, most, self._draft_seconds)
+        draft_seconds = self._draft_costs.seconds(1)
+        length = best_length(self._costs, acceptance, others, most, draft_seconds)
         may_probe = (
             not drafter.is_free and self._lost_seconds <= 0 and self._costs.known(others + 1)
         )
@@ -116,7 +117,7 @@ class Speculation:
             return None
         begin = perf_counter()
         draft = drafter.propose(max(length, 1))
-        self._draft_seconds = (perf_counter() - begin) / len(draft.ids)
+        self._draft_costs.record(1, (perf_counter() - begin) / len(draft.ids))
         return Guess(draft, acceptance, length > 0)
 
     def _verify(
@@ -136,10 +137,13 @@ class Speculation:
         self._costs.record(len(sequences), perf_counter() - begin)
         return [[token] for token in tokens]
 
-    def _account(self, seconds: float, sequences: int, tokens: int, is_drafted: bool) -> None:
+    def _account(self, sequences: int, run_lengths: list[int], tokens: int) -> None:
         """Count the time lost to drafts, and pay it back with a part of the other steps' time."""
-        if is_drafted:
-            self._lost_seconds += seconds - tokens * self._costs.seconds(sequences) / sequences
-        else:
-            self._lost_seconds -= PROBING * seconds
-        self._lost_seconds = max(self._lost_seconds, 0.0)
+        together = self._costs.seconds(sequences)
+        if not run_lengths:
+            self._lost_seconds = max(0.0, self._lost_seconds - PROBING * together)
+            return
+        seconds = self._costs.seconds(sequences - len(run_lengths))
+        for length in run_lengths:
+            seconds += self._costs.seconds(length + 1) + length * self._draft_costs.seconds(1)
+        self._lost_seconds = max(0.0, self._lost_seconds + seconds - tokens * together / sequences)

@@ -66,6 +66,29 @@ def test_sampling_flags_reach_the_sampler(bundle: str) -> None:
     assert json.loads(cold)["text"] == json.loads(plain)["text"]
 
 
+def test_speculation_gives_the_same_text_and_reports_what_it_did(bundle: str) -> None:
+    flags = ("--max-new-tokens", "300", "--ignore-eos")
+    plain = json.loads(run("generate", bundle, "hello", *flags, "--json").stdout)
+    assert plain["speed"]["tokens_per_step"] == 1
+    assert plain["speed"]["acceptance_rate"] == 0
+    for method in (("--speculate",), ("--draft", bundle)):
+        document = json.loads(run("generate", bundle, "hello", *flags, *method, "--json").stdout)
+        assert document["token_ids"] == plain["token_ids"]
+        # A draft model that is the model itself is always right.
+        assert document["speed"]["tokens_per_step"] > 1
+        assert 0 < document["speed"]["acceptance_rate"] <= 1
+    assert document["speed"]["acceptance_rate"] == 1
+    assert "drafted tokens accepted" in run("generate", bundle, "a", *flags, *method).stderr
+    chat = (run("chat", bundle, *flags[:2], "--json", *m, stdin="hi\n") for m in ((), method))
+    assert len({result.stdout for result in chat}) == 1
+
+
+def test_one_method_of_speculation_at_a_time(bundle: str) -> None:
+    result = run("generate", bundle, "hello", "--speculate", "--draft", bundle)
+    assert result.exit_code == 2
+    assert "leave one of them out" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import serving
 from serving import Model, UserError
 from serving.chat import Message
+from serving.speculation import SpeculationMethod
 from tests.checkpoints import make_checkpoint
+from tests.serving.fixed_costs import FixedCosts
 
 LENGTH = 1200
 PROMPTS = [[5, 9, 301, 44, 17, 300, 211, 8, 3, 99, 120, 7], [42, 43], [77, 15, 400, 2, 6, 31, 250]]
@@ -74,6 +76,25 @@ def test_greedy_tokens_equal_transformers(
         results = model.generate(PROMPTS, max_new_tokens=128, ignore_eos=True)
     for ids, result in zip(PROMPTS, results, strict=True):
         assert result.token_ids == greedy(reference, ids, 128)
+
+
+@pytest.mark.parametrize(("method", "slots"), [("prompt-lookup", 1), ("draft", 1), ("draft", 3)])
+def test_greedy_tokens_with_speculation_equal_transformers(
+    bundle: Path, reference: torch.nn.Module, method: SpeculationMethod, slots: int
+) -> None:
+    with serving.load(bundle, slots=slots, draft=bundle) as model:
+        model._step_costs = FixedCosts(0.0)
+        tokens = list(
+            model.generate(
+                PROMPTS, max_new_tokens=128, ignore_eos=True, speculation=method, stream=True
+            )
+        )
+    # Look-up is often wrong about random weights; the model itself is always right.
+    drafted, accepted = (sum(t.drafted for t in tokens), sum(t.speculated for t in tokens))
+    assert drafted > accepted if method == "prompt-lookup" else drafted == accepted > 200
+    for index, ids in enumerate(PROMPTS):
+        own = [token.token_id for token in tokens if token.index == index]
+        assert own == greedy(reference, ids, 128)
 
 
 def test_logits_equal_transformers(bundle: Path, reference: torch.nn.Module) -> None:

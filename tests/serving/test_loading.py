@@ -91,6 +91,50 @@ def test_limits_of_a_static_engine(tmp_path: Path) -> None:
         serving.load(bundle, slots=3)
 
 
+def test_a_draft_bundle_gets_as_many_slots_and_no_more_capacity_than_it_has(
+    tmp_path: Path,
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    graph = graph_info().model_dump() | {"max_length": 100}
+    draft = make_bundle(tmp_path / "draft", graph=graph)
+    with serving.load(bundle, draft=draft, slots=3) as model:
+        assert model.draft is not None
+        assert (model.draft.cache.slots, model.draft.cache.capacity) == (3, 100)
+        plain = model.generate(["hello", "you"], max_new_tokens=200, ignore_eos=True)
+        drafted = model.generate(
+            ["hello", "you"], max_new_tokens=200, ignore_eos=True, speculation="draft"
+        )
+        assert drafted == plain
+    with serving.load(bundle, draft=bundle, capacity=50) as model:
+        assert model.draft is not None
+        assert model.draft.cache.capacity == 50
+
+
+def test_a_draft_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    draft = make_bundle(tmp_path / "draft", letters="bacdefghijklmnopqrstuvwxyz .,!?")
+    with pytest.raises(UserError, match=r"draft' has other tokens than .* same tokenizer"):
+        serving.load(bundle, draft=draft)
+    (draft / "tokenizer.json").unlink()
+    manifest = json.loads((draft / "bundle.json").read_text())
+    del manifest["files"]["tokenizer.json"]
+    (draft / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="other tokens"):
+        serving.load(bundle, draft=draft)
+    with serving.load(draft, draft=draft) as model:
+        assert model.generate([1, 2], max_new_tokens=5, speculation="draft").token_ids
+
+
+def test_a_draft_counts_in_the_memory_that_is_needed(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    model = {"name": "big", "architecture": "llama", "parameters": 1, "weight_bytes": 10**15}
+    engine = {"target": "onnxruntime", "file": "model.onnx", "runtime_version": "1"}
+    engines = [engine | {"weight_bytes": 10**15}]
+    draft = make_bundle(tmp_path / "draft", model=model, engines=engines)
+    with pytest.raises(UserError, match="need 1,000,000"):
+        serving.load(bundle, draft=draft)
+
+
 def test_a_bundle_with_tensorrt_engines_only_is_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[TENSORRT])
     for target in (None, "tensorrt-rtx"):

@@ -17,10 +17,12 @@ from transformers.generation.logits_process import (
 from serving.errors import UserError
 from serving.sampling import (
     SamplingParameters,
+    distribution,
     log_probs,
     penalize,
     random_state,
     sample,
+    sample_after_draft,
     warp,
 )
 
@@ -191,3 +193,56 @@ def test_values_out_of_range_are_one_sentence(wrong: dict[str, object]) -> None:
     (name,) = wrong
     with pytest.raises(UserError, match=f"^{name} is .*must be.*: change {name}.$"):
         SamplingParameters(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vocab", [7, 3000])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        SamplingParameters(temperature=0.7, repetition_penalty=1.3),
+        SamplingParameters(temperature=1.3, top_k=5),
+        SamplingParameters(temperature=0.8, top_k=40, top_p=0.95, min_p=0.02),
+    ],
+)
+def test_the_distribution_is_that_of_transformers(
+    parameters: SamplingParameters, vocab: int
+) -> None:
+    logits = np.random.default_rng(vocab).standard_normal(vocab).astype(np.float32)
+    prompt, generated = np.array([1, 4]), np.array([4, 6])
+    ids = torch.tensor([[1, 4, 4, 6]])
+    scores = torch.from_numpy(logits)[None]
+    if parameters.repetition_penalty != 1:
+        scores = RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty)(ids, scores)
+    for warper in reference_warpers(parameters):
+        scores = warper(ids, scores)
+    expected = scores[0].double().softmax(-1).numpy()
+    ours = distribution(logits, parameters, prompt, generated)
+    np.testing.assert_allclose(ours, expected, atol=1e-7)
+    assert ours.sum() == pytest.approx(1)
+
+
+def test_the_distribution_of_a_greedy_choice_is_certain() -> None:
+    logits = np.float32([1, 3, 3, 0])
+    assert distribution(logits, SamplingParameters(), NONE, NONE).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "draft", [[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0.5, 0.2, 0.0, 0.3], [0, 1, 0, 0]]
+)
+def test_after_a_draft_tokens_follow_the_target(draft: list[float]) -> None:
+    target, other = np.array([0.1, 0.2, 0.3, 0.4]), np.array(draft, np.float64)
+    state, n = random_state(0), 20_000
+    drafted = state.choice(4, n, p=other)
+    tokens = np.array([sample_after_draft(target, other, int(d), state) for d in drafted])
+    counts = np.bincount(tokens, minlength=4)
+    chi_square = ((counts - target * n) ** 2 / (target * n)).sum()
+    assert chi_square < 16.27  # three degrees of freedom: one of a thousand is above
+    # As often as any such choice can be (Leviathan et al. 2023, corollary 3.6).
+    accepted = (tokens == drafted).mean()
+    assert accepted == pytest.approx(np.minimum(target, other).sum(), abs=0.015)
+
+
+def test_after_a_draft_that_the_target_excludes_comes_another() -> None:
+    target, draft = np.array([0.0, 0.5, 0.5]), np.array([1.0, 0.0, 0.0])
+    state = random_state(0)
+    assert {sample_after_draft(target, draft, 0, state) for _ in range(50)} == {1, 2}

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from serving import Model, UserError
 from serving.bundle import SpecialTokens
 from serving.decoding import Limits, Sequence, Token, generate
-from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
 from serving.engine import FloatArray, IntArray
 from serving.prompt_lookup import PromptLookup
@@ -23,25 +22,10 @@ from tests.serving.counting_engine import (
     continuation,
     repetitive_token,
 )
+from tests.serving.fixed_costs import FixedCosts
 
 METHODS: tuple[SpeculationMethod, ...] = ("prompt-lookup", "draft")
 RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13, 1, 1, 1], [2, 2], [3]]
-
-
-class FixedCosts(StepCosts):
-    """Costs that don't depend on how busy the machine is: a token more adds a part of a step."""
-
-    def __init__(self, a_token: float = 0.01, a_step: float = 1.0) -> None:
-        self.a_token = a_token
-        self.a_step = a_step
-
-    def record(self, tokens: int, seconds: float) -> None: ...
-
-    def known(self, tokens: int) -> bool:
-        return tokens > 0
-
-    def seconds(self, tokens: int) -> float:
-        return tokens and self.a_step * (1 + self.a_token * tokens)
 
 
 def draft_token(ids: list[int]) -> int:
@@ -127,6 +111,19 @@ def test_results_equal_those_without(method: SpeculationMethod, given: dict[str,
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("limit", [None, 40])
+def test_a_draft_leaves_room_for_the_token_after_it(
+    method: SpeculationMethod, limit: int | None
+) -> None:
+    model, _ = make_model(capacity=100)
+    ids = [1, 2, 3, 4, 5] * 4
+    tokens = list(model.generate(ids, max_new_tokens=limit, stream=True, speculation=method))
+    assert len(tokens) == (limit or 80)
+    for done, token in enumerate(tokens):
+        assert done + token.drafted + 1 <= len(tokens)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stop_string_inside_a_draft_ends_the_text(method: SpeculationMethod) -> None:
     model, _ = make_model()
     whole = model.generate([1, 2, 3, 4, 5], max_new_tokens=90).text
@@ -163,7 +160,7 @@ def test_a_bad_draft_model_is_tried_seldom() -> None:
 
     engine, draft = (CountingEngine(1, 600, rule) for rule in (repetitive_token, always_wrong))
     model = Model(engine, SpecialTokens(), draft=draft)
-    model._step_costs = FixedCosts(a_step=1e-9)  # all of the time that a draft takes is lost
+    model._step_costs = FixedCosts(a_token=1.0)
     tokens = list(model.generate([1, 2], max_new_tokens=500, speculation="draft", stream=True))
     assert drafts(tokens)[1] == 0
     drafting = [i for i, token in enumerate(tokens) if token.drafted]

@@ -16,11 +16,12 @@ CHAT_TEMPLATE = (
 END = 31
 
 
-def make_bundle(path: Path, **changes: Any) -> Path:
+def make_bundle(
+    path: Path, letters: str = "abcdefghijklmnopqrstuvwxyz .,!?", **changes: Any
+) -> Path:
     """Write a bundle with a vocabulary of letters; ``changes`` replace parts of its manifest."""
     path.mkdir()
     save_graph(path / "model.onnx")
-    letters = [*"abcdefghijklmnopqrstuvwxyz .,!?"]
     assert len(letters) == VOCAB - 1
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
