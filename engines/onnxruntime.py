@@ -6,7 +6,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
+from engines.passes.block_quantized_weights import lower_block_quantized_weights
 from engines.passes.group_query_attention import lower_to_group_query_attention
+from engines.passes.integer_matmul import lower_integer_matmul
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
 
@@ -14,6 +16,8 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 
 PASSES = (
+    lower_integer_matmul,
+    lower_block_quantized_weights,
     lower_to_group_query_attention,
     trim_buffers,
     fuse_transposed_weights,

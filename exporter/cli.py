@@ -5,9 +5,18 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
+from exporter.cli_options import (
+    limits_of,
+    pruning_of,
+    pruning_options,
+    quality_options,
+    quantization_options,
+    recipe_of,
+)
 from serving.errors import UserError
 
 _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
@@ -35,6 +44,9 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
     show_default=True,
     help="Most rows of a decode step of a TensorRT engine.",
 )
+@quantization_options
+@pruning_options
+@quality_options
 @click.option("--revision", help="Branch, tag or commit of a model on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
@@ -55,6 +67,15 @@ def main(
     bisect: bool,
     dry_run: bool,
     as_json: bool,
+    calibration: Path | None,
+    max_kl: float | None,
+    max_perplexity_increase: float | None,
+    prune: float | None,
+    prune_2_4: bool,
+    prune_heads: float | None,
+    prune_channels: float | None,
+    prune_layers: int,
+    **quantization: Any,
 ) -> None:
     """Export MODEL, a checkpoint's directory or hub id, to the deployable directory BUNDLE.
 
@@ -81,6 +102,16 @@ def main(
             trust_remote_code=trust_remote_code,
             force=force,
             bisect=bisect,
+            pruning=pruning_of(
+                prune=prune,
+                prune_2_4=prune_2_4,
+                prune_heads=prune_heads,
+                prune_channels=prune_channels,
+                prune_layers=prune_layers,
+            ),
+            recipe=recipe_of(**quantization),
+            calibration=calibration,
+            limits=limits_of(max_kl=max_kl, max_perplexity_increase=max_perplexity_increase),
         )
         if dry_run:
             print_plan(plan_export(request)[1], as_json=as_json)

@@ -3,6 +3,7 @@
 import errno
 import importlib.metadata
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,22 @@ import onnx_ir as ir
 from transformers import PreTrainedModel
 
 from engines import onnxruntime as onnxruntime_target
+from engines.linears import find_linears
 from engines.packing import checksums, commit, reserved
 from engines.passes.sizes import static_size
+from engines.pruning.plan import Pruning
+from engines.quality import QualityLimits
+from engines.quantization.recipe import Recipe
+from engines.standard import optimize
 from exporter.attention import UntraceableError
+from exporter.calibration_windows import token_windows
 from exporter.checkpoint import Checkpoint, find_checkpoint, load
+from exporter.compression import compress
 from exporter.gate import Subject, capacity_of, check_parity, explain_breach
 from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
-from exporter.report import write_report
+from exporter.quality_gate import measure_quality, refuse_breach
+from exporter.quality_report import QualityReport
+from exporter.report import Report
 from exporter.structure import (
     GraphError,
     WeightAccount,
@@ -83,6 +93,11 @@ class Request:
     trust_remote_code: bool = False
     force: bool = False
     bisect: bool = False
+    pruning: Pruning = field(default_factory=Pruning)
+    recipe: Recipe = field(default_factory=Recipe)
+    calibration: Path | None = None
+    """Text to calibrate with and to measure quality on; None stands for a default."""
+    limits: QualityLimits = field(default_factory=QualityLimits)
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,6 @@ class TracedGraph:
     model: ir.Model
     source: PreTrainedModel
     """The model whose weights the graph refers to, needed until they are written."""
-    layers: tuple[LayerInfo, ...]
-    vocab_size: int
     weights: WeightAccount
     unused: tuple[str, ...]
 
@@ -110,6 +123,8 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         targets=request.targets,
         max_length=request.max_length,
         batch=request.batch,
+        pruning=request.pruning,
+        recipe=request.recipe,
     )
     return checkpoint, plan
 
@@ -137,15 +152,20 @@ def export(request: Request, stages: Stages) -> Plan:
 def _export_into(
     partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
 ) -> None:
+    windows = None
+    if plan.is_compressed:
+        with clock.stage("Reading text"):
+            windows = token_windows(checkpoint, plan.max_length, request.calibration)
     with clock.stage("Tracing"):
         traced = _trace(checkpoint, plan)
-    graph = GraphInfo(
-        contract_version=CONTRACT_VERSION,
-        vocab_size=traced.vocab_size,
-        dtype=plan.dtype,
-        layers=traced.layers,
-        max_length=plan.max_length,
-    )
+    compression = None
+    before: list[Subject] = []
+    if windows is not None:
+        with clock.stage("Compressing"):
+            before = [_write_before(traced, partial / "before", plan)]
+            with tempfile.TemporaryDirectory(dir=partial) as workspace:
+                compression = compress(traced.model, plan, windows, Path(workspace))
+    graph = _graph_info(traced, plan)
     with clock.stage("Writing"):
         try:
             engines, subjects = _build(traced.model, partial, graph, plan)
@@ -154,13 +174,29 @@ def _export_into(
         write_tokenizer(checkpoint.directory, partial)
     _release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
-        parity = check_parity(checkpoint, plan, subjects)
+        parity = check_parity(checkpoint, plan, before or subjects)
     if not parity.passed:
-        raise UserError(explain_breach(checkpoint, subjects, parity, bisect=request.bisect))
-    for subject in subjects:
+        checked = (before or subjects)[0]
+        raise UserError(explain_breach(checkpoint, checked, parity, bisect=request.bisect))
+    quality = None
+    if windows is not None:
+        with clock.stage("Measuring quality"):
+            measured = measure_quality(
+                checkpoint,
+                subjects,
+                windows.held_out,
+                parameters=plan.parameters,
+                scratch=partial,
+            )
+        refuse_breach(checkpoint, measured, request.limits)
+        quality = QualityReport(measured, windows, request.limits)
+    for subject in (*before, *subjects):
         if not subject.is_engine:
             shutil.rmtree(subject.directory)
-    write_report(partial, plan, parity, traced.weights, traced.unused, engines, clock.seconds)
+    report = Report(
+        plan, parity, traced.weights, traced.unused, engines, clock.seconds, compression, quality
+    )
+    report.write(partial)
     with clock.stage("Packing"):
         files = checksums(partial)
         manifest = Manifest(
@@ -172,14 +208,26 @@ def _export_into(
                 architecture=plan.architecture,
                 parameters=plan.parameters,
                 weight_bytes=plan.weight_bytes,
+                precision=plan.precision,
             ),
             graph=graph,
             engines=tuple(engines),
             tokens=special_tokens(checkpoint, graph.vocab_size),
             parity=parity.as_dict(),
+            quality=quality.as_dict() if quality is not None else None,
             files=files,
         )
         commit(partial, request.bundle, manifest, force=request.force)
+
+
+def _write_before(traced: TracedGraph, directory: Path, plan: Plan) -> Subject:
+    """Write the graph as it is before it is made smaller, for the parity gate."""
+    graph = _graph_info(traced, plan)
+    model = traced.model.clone()
+    onnxruntime_target.lower(model)
+    directory.mkdir()
+    onnxruntime_target.write(model, directory)
+    return Subject(directory, graph, ())
 
 
 def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
@@ -192,17 +240,32 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
         weights = account_weights(graph, state)
     except (UntraceableError, GraphError) as error:
         raise refusal(checkpoint, error) from error
-    windows = attention_windows(graph, len(plan.layers))
-    return TracedGraph(
-        graph,
-        model,
-        tuple(
-            LayerInfo(kv_heads=c.kv_heads, key_dim=c.key_dim, value_dim=c.value_dim, window=window)
-            for c, window in zip(plan.layers, windows, strict=True)
-        ),
-        static_size(graph.graph.outputs[0], 2),
-        weights,
-        loaded.unused,
+    optimize(graph)
+    return TracedGraph(graph, model, weights, loaded.unused)
+
+
+def _graph_info(traced: TracedGraph, plan: Plan) -> GraphInfo:
+    """What the manifest says of the graph; pruning may have changed the layers."""
+    graph = traced.model.graph
+    pasts = [value for value in graph.inputs if (value.name or "").startswith("past_key_values.")]
+    windows = attention_windows(traced.model, len(pasts) // 2)
+    layers = (
+        LayerInfo(
+            kv_heads=static_size(key, 1),
+            key_dim=static_size(key, 3),
+            value_dim=static_size(value, 3),
+            window=window,
+        )
+        for key, value, window in zip(pasts[::2], pasts[1::2], windows, strict=True)
+    )
+    return GraphInfo(
+        contract_version=CONTRACT_VERSION,
+        vocab_size=static_size(graph.outputs[0], 2),
+        dtype=plan.dtype,
+        quantized_cache="int8" if pasts[0].dtype == ir.DataType.INT8 else None,
+        integer_weights=any(linear.dequantize for linear in find_linears(traced.model)),
+        layers=tuple(layers),
+        max_length=plan.max_length,
     )
 
 
@@ -225,7 +288,7 @@ def _build(
             EngineInfo(
                 target=target,
                 file=built.name,
-                weight_bytes=plan.weight_bytes,
+                weight_bytes=plan.engine_bytes,
                 max_batch=plan.batch,
                 max_sequence=plan.max_length,
                 runtime_version=built.runtime_version,

@@ -28,7 +28,7 @@ CAPACITY = 256  # tokens; more than the gate uses
 
 @dataclass(frozen=True)
 class Subject:
-    """A graph in ONNX Runtime that stands for one or several engines."""
+    """A graph in ONNX Runtime that stands for engines, or for none: what they are made from."""
 
     directory: Path
     graph: GraphInfo
@@ -44,6 +44,8 @@ class Subject:
         where = f"in ONNX Runtime {importlib.metadata.version('onnxruntime')} on the CPU"
         if self.is_engine:
             return f"the engine {where}"
+        if not self.targets:
+            return f"the graph before pruning and quantisation, {where}"
         return (
             f"the graph that {' and '.join(self.targets)} was built from, {where} (the engine "
             "itself needs a GPU and was not run)"
@@ -86,13 +88,12 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
 
 
 def explain_breach(
-    checkpoint: Checkpoint, subjects: Sequence[Subject], parity: ParityReport, *, bisect: bool
+    checkpoint: Checkpoint, subject: Subject, parity: ParityReport, *, bisect: bool
 ) -> str:
     """The sentence for an export that the gate stops."""
     text = f"{checkpoint.name} was not exported: {parity.reason()}"
     if not bisect:
         return f"{text}; run again with --bisect to see in which module."
-    subject = subjects[0]
     module = first_differing_module(
         subject.directory / MODEL_FILE,
         subject.graph,

@@ -10,6 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from engines.pruning.plan import Pruning
+from engines.quantization.recipe import Recipe
+from engines.targets import refuse_for_targets
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
 from exporter.lengths import longest_sequence
@@ -24,6 +27,7 @@ DTYPES: dict[DType, torch.dtype] = {
 }
 ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 _UNLIMITED = 2048  # for architectures that name no maximum
+_SCALES = 0.03  # bytes of scales a quantised weight: float32 for each 128
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,27 @@ class Plan:
     targets: tuple[Target, ...]
     max_length: int
     batch: int
+    pruning: Pruning
+    recipe: Recipe
     cache: tuple[CacheLayer | None, ...]
     """What each cache layer holds; None holds nothing of its own."""
     weight_bytes: int
+    """Of the weights as they are traced, before anything is quantised."""
+    engine_bytes: int
+    """About, of the weights in an engine."""
     kv_bytes_per_token: int
     export_memory: int
     disk: int
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the engine differs from the checkpoint by more than rounding."""
+        return not (self.pruning.is_empty and self.recipe.is_empty)
+
+    @property
+    def precision(self) -> str:
+        """The types of weights and activations in a few words."""
+        return ", ".join(filter(None, (self.dtype, self.recipe.describe())))
 
     @property
     def layers(self) -> tuple[CacheLayer, ...]:
@@ -62,6 +81,8 @@ def make_plan(
     targets: tuple[Target, ...],
     max_length: int | None,
     batch: int,
+    pruning: Pruning,
+    recipe: Recipe,
 ) -> Plan:
     """Decide lengths and limits and estimate costs.
 
@@ -73,11 +94,17 @@ def make_plan(
             "ONNX Runtime has no bfloat16 kernels for the CPU, so the engine couldn't be checked: "
             "use --fp16 or float32, or a TensorRT target."
         )
+    refuse_for_targets(recipe, targets)
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
-    stored = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    parameters = {id(p): p for p in model.parameters()}.values()
+    stored = sum(p.numel() for p in parameters)
+    matrices = sum(p.numel() for p in parameters if p.dim() == 2)
     weight_bytes = stored * ELEMENT_BYTES[dtype]
+    engine_bytes = weight_bytes
+    if recipe.bits is not None:
+        engine_bytes += int(matrices * (recipe.bits / 8 + _SCALES - ELEMENT_BYTES[dtype]))
     plan = Plan(
         model=checkpoint.name,
         architecture=checkpoint.config.model_type,
@@ -86,11 +113,14 @@ def make_plan(
         targets=targets,
         max_length=_limit(model, max_length),
         batch=batch,
+        pruning=pruning,
+        recipe=recipe,
         cache=cache,
         weight_bytes=weight_bytes,
-        kv_bytes_per_token=width * ELEMENT_BYTES[dtype],
+        engine_bytes=engine_bytes,
+        kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=weight_bytes * len(targets) + 20_000_000,
+        disk=_disk(weight_bytes, engine_bytes, len(targets)),
     )
     _check_disk(bundle, plan.disk)
     return plan
@@ -137,6 +167,12 @@ def refusal(checkpoint: Checkpoint, error: Exception | str) -> UserError:
 def megabytes(count: int) -> str:
     """A number of bytes as people read it."""
     return f"{count / 1e6:,.0f} MB"
+
+
+def _disk(weight_bytes: int, engine_bytes: int, targets: int) -> int:
+    """What an export writes: the engines and, while others are made, the graph as it was traced."""
+    traced = weight_bytes if engine_bytes != weight_bytes else 0
+    return engine_bytes * targets + traced + 20_000_000
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

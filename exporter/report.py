@@ -1,73 +1,97 @@
 """The bundle's report, for people (report.md) and for programs (report.json)."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.compression import CompressionReport, compression_markdown
 from exporter.parity import ParityReport
 from exporter.plan import Plan
+from exporter.quality_report import QualityReport
 from exporter.structure import WeightAccount
 from serving.bundle import EngineInfo
 
 
-def write_report(
-    directory: Path,
-    plan: Plan,
-    parity: ParityReport,
-    weights: WeightAccount,
-    unused: tuple[str, ...],
-    engines: list[EngineInfo],
-    seconds: dict[str, float],
-) -> None:
-    """Write report.md and report.json into a bundle's directory."""
-    data: dict[str, Any] = {
-        "plan": plan.as_dict(),
-        "engines": [engine.model_dump() for engine in engines],
-        "parity": parity.as_dict(),
-        "weights": {
-            "used": len(weights.used),
-            "unused_by_the_graph": weights.unused,
-            "unused_in_the_checkpoint": unused,
-        },
-        "seconds": seconds,
-    }
-    (directory / "report.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    (directory / "report.md").write_text(
-        _markdown(plan, parity, weights, unused, engines, seconds), encoding="utf-8"
-    )
+@dataclass(frozen=True)
+class Report:
+    """All that is known of an export."""
+
+    plan: Plan
+    parity: ParityReport
+    weights: WeightAccount
+    unused: tuple[str, ...]
+    engines: list[EngineInfo]
+    seconds: dict[str, float]
+    compression: CompressionReport | None
+    quality: QualityReport | None
+
+    def write(self, directory: Path) -> None:
+        """Write report.md and report.json into a bundle's directory."""
+        text = json.dumps(self._data(), indent=2)
+        (directory / "report.json").write_text(f"{text}\n", encoding="utf-8")
+        lines = self._markdown()
+        (directory / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.as_dict(),
+            "engines": [engine.model_dump() for engine in self.engines],
+            "parity": self.parity.as_dict(),
+            "compression": self.compression.as_dict() if self.compression else None,
+            "quality": self.quality.as_dict() if self.quality else None,
+            "weights": {
+                "used": len(self.weights.used),
+                "unused_by_the_graph": self.weights.unused,
+                "unused_in_the_checkpoint": self.unused,
+            },
+            "seconds": self.seconds,
+        }
+
+    def _markdown(self) -> list[str]:
+        plan = self.plan
+        lines = [
+            f"# {plan.model}",
+            "",
+            f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers with "
+            f"a cache, {plan.precision}, at most {plan.max_length:,} tokens.",
+            "",
+            "## Engines",
+            "",
+            "| target | file | weights | rows | length | built with |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {e.target} | {e.file} | {e.weight_bytes:,} bytes | {e.max_batch or 'any'} | "
+            f"{e.max_sequence or 'any'} | {e.runtime_version} |"
+            for e in self.engines
+        ]
+        lines += ["", *_parity_lines(self.parity)]
+        if self.compression is not None:
+            lines += ["", *compression_markdown(self.compression)]
+        if self.quality is not None:
+            lines += ["", *self.quality.markdown()]
+        lines += [
+            "",
+            "## Weights",
+            "",
+            f"{len(self.weights.used)} of the model's tensors are in the graph, all from the "
+            "checkpoint.",
+        ]
+        lines += _listing("In the model and not in the graph", self.weights.unused)
+        lines += _listing(
+            "In the checkpoint and not in the model, as the architecture declares", self.unused
+        )
+        lines += ["", "## Time", "", "| stage | seconds |", "| --- | --- |"]
+        lines += [f"| {stage} | {value:.1f} |" for stage, value in self.seconds.items()]
+        return lines
 
 
-def _markdown(
-    plan: Plan,
-    parity: ParityReport,
-    weights: WeightAccount,
-    unused: tuple[str, ...],
-    engines: list[EngineInfo],
-    seconds: dict[str, float],
-) -> str:
+def _parity_lines(parity: ParityReport) -> list[str]:
     lines = [
-        f"# {plan.model}",
-        "",
-        f"{plan.architecture}, {plan.parameters:,} parameters, {len(plan.layers)} layers with a "
-        f"cache, {plan.dtype}, at most {plan.max_length:,} tokens.",
-        "",
-        "## Engines",
-        "",
-        "| target | file | weights | rows | length | built with |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {e.target} | {e.file} | {e.weight_bytes:,} bytes | {e.max_batch or 'any'} | "
-        f"{e.max_sequence or 'any'} | {e.runtime_version} |"
-        for e in engines
-    ]
-    lines += [
-        "",
         "## Parity",
         "",
         f"**{parity.status}**: {parity.engine}, against {parity.reference}.",
-    ]
-    lines += [
         "",
         f"Allowed: {parity.tolerance_max:.2g} at most, {parity.tolerance_mean:.2g} on average; the "
         f"largest logit is {parity.largest_logit:.3g}.",
@@ -80,17 +104,7 @@ def _markdown(
         f"{c.top1_agreement:.2%} |"
         for c in parity.comparisons
     ]
-    lines += ["", _greedy_line(parity), "", "## Weights", ""]
-    lines.append(
-        f"{len(weights.used)} of the model's tensors are in the graph, all from the checkpoint."
-    )
-    lines += _listing("In the model and not in the graph", weights.unused)
-    lines += _listing(
-        "In the checkpoint and not in the model, as the architecture declares", unused
-    )
-    lines += ["", "## Time", "", "| stage | seconds |", "| --- | --- |"]
-    lines += [f"| {stage} | {value:.1f} |" for stage, value in seconds.items()]
-    return "\n".join(lines) + "\n"
+    return [*lines, "", _greedy_line(parity)]
 
 
 def _greedy_line(parity: ParityReport) -> str:

@@ -1,0 +1,32 @@
+"""What each target can run, said before any work is done."""
+
+from collections.abc import Sequence
+
+from engines.quantization.recipe import Recipe
+from serving.bundle import Target
+from serving.errors import UserError
+
+TENSORRT_GROUP_SIZES = (64, 128)
+
+
+def refuse_for_targets(recipe: Recipe, targets: Sequence[Target]) -> None:
+    """Raise UserError where a target has no kernels for what a recipe asks for."""
+    for target in targets:
+        if target == "onnxruntime" or recipe.is_empty:
+            continue
+        if not recipe.symmetric:
+            raise UserError(
+                f"{target} has no zero points: leave --asymmetric out, or use --target onnxruntime."
+            )
+        if recipe.bits is not None and recipe.bits < 8:
+            size = recipe.scheme(4).group_size
+            if size not in TENSORRT_GROUP_SIZES:
+                raise UserError(
+                    f"{target} takes 4 bits in groups of 64 or 128 only: leave --group-size "
+                    f"{size} out, or use --target onnxruntime."
+                )
+        elif recipe.group_size is not None:
+            raise UserError(
+                f"{target} takes 8 bits with one scale a row only: leave --group-size out, or use "
+                "--target onnxruntime."
+            )
