@@ -19,22 +19,22 @@ from engines.quantization.weights import Floats
 from serving.engine import IntArray
 
 HIGHEST = 127
-_SAMPLE = 256  # tokens, from all windows
+_SAMPLE = 256  # tokens, from every other window
 
 
 @dataclass
 class Activations:
-    """What calibration saw of the source of some linear layers."""
+    """What calibration saw of the source of some linear layers, in two halves of the text.
+
+    Magnitudes of one half, tried on the other, show what text that was not seen would saturate.
+    """
 
     largest: Floats
     """Largest magnitude of each channel, [in]."""
+    fitted: Floats
+    """The same, in the first, third ... window."""
     sample: list[Floats] = field(default_factory=list)
-    """Some tokens of each window, [tokens, in]."""
-
-    def add(self, tokens: Floats, sampled: int) -> None:
-        """Count tokens [tokens, in] in and keep about ``sampled`` of them."""
-        np.maximum(self.largest, np.abs(tokens).max(axis=0), out=self.largest)
-        self.sample.append(tokens[:: -(-len(tokens) // sampled)].copy())
+    """Some tokens of each of the other windows, [tokens, in]."""
 
     def tokens(self) -> Floats:
         """The whole sample, [tokens, in]."""
@@ -51,11 +51,20 @@ def watch_sources(
 
     ``windows`` and ``workspace`` as for ``observe``.
     """
-    seen = {group[0].source: Activations(np.zeros(group[0].inputs, np.float32)) for group in groups}
-    for arrays in observe(model, list(seen), windows, workspace):
+    seen = {}
+    for group in groups:
+        largest, fitted = np.zeros((2, group[0].inputs), np.float32)
+        seen[group[0].source] = Activations(largest, fitted)
+    kept = -(-_SAMPLE // max(len(windows) // 2, 1))
+    for index, arrays in enumerate(observe(model, list(seen), windows, workspace)):
         for source, activations in seen.items():
             tokens = arrays[source.name or ""].reshape(-1, len(activations.largest))
-            activations.add(tokens, -(-_SAMPLE // len(windows)))
+            magnitude = np.abs(tokens).max(axis=0)
+            np.maximum(activations.largest, magnitude, out=activations.largest)
+            if index % 2 == 0:
+                np.maximum(activations.fitted, magnitude, out=activations.fitted)
+            if index % 2 or len(windows) == 1:
+                activations.sample.append(tokens[:: -(-len(tokens) // kept)].copy())
     return seen
 
 

@@ -50,8 +50,9 @@ def quantize_w8a8(
     """Quantise every linear layer's weight, by row, and its activations, by tensor, in place.
 
     ``model`` is a standard graph with float weights; ``windows`` and ``workspace`` as for
-    ``observe``. Each group's alpha and range are those with the smallest error on the sample. The
-    layer that gives the logits gets int8 weights alone unless ``head`` says otherwise.
+    ``observe``. Each group's alpha and range are those with the smallest error when magnitudes of
+    half the windows meet the other half. The layer that gives the logits gets int8 weights alone
+    unless ``head`` says otherwise.
     """
     groups = list(linears_by_source(model))
     seen = watch_sources(model, groups, windows, workspace)
@@ -82,24 +83,28 @@ def _quantize_group(model: ir.Model, group: list[Linear], activations: Activatio
     tokens = activations.tokens()
     expected = [tokens @ weight.T for weight in weights]
     size = sum(float(np.square(e, dtype=np.float64).sum()) for e in expected) or 1.0
-    candidates: list[tuple[float, float | None, float, Floats, float]] = []
+    candidates: list[tuple[float, float | None, float]] = []
     for alpha in (None, *ALPHAS) if _can_smooth(group) else (None,):
-        smooth = _smooth(activations.largest, weights, alpha)
+        smooth = _smooth(activations.fitted, weights, alpha)
         integers = [round_to_nearest(w * smooth, _SCHEME).dequantized() for w in weights]
-        largest = float((activations.largest / smooth).max()) or 1.0
         for part in RANGES:
-            scale = part * largest / HIGHEST
-            got = rounded(tokens / smooth, scale)
+            got = rounded(tokens / smooth, _scale(activations.fitted, smooth, part))
             error = sum(
                 float(np.square(got @ w.T - e, dtype=np.float64).sum())
                 for w, e in zip(integers, expected, strict=True)
             )
-            candidates.append((error / size, alpha, part, smooth, scale))
-    error, alpha, part, smooth, scale = min(candidates, key=lambda candidate: candidate[0])
+            candidates.append((error / size, alpha, part))
+    error, alpha, part = min(candidates, key=lambda candidate: candidate[0])
+    smooth = _smooth(activations.largest, weights, alpha)
     if alpha is not None:
         fold_input_scale(model, group, smooth)
-    quantize_source(model.graph, group, scale)
+    quantize_source(model.graph, group, _scale(activations.largest, smooth, part))
     return Choice(tuple(linear.name for linear in group), alpha, part, error)
+
+
+def _scale(largest: Floats, smooth: Floats, part: float) -> float:
+    """The scale of activations divided by ``smooth``."""
+    return part * (float((largest / smooth).max()) or 1.0) / HIGHEST
 
 
 def _smooth(largest: Floats, weights: Sequence[Floats], alpha: float | None) -> Floats:
