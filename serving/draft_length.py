@@ -37,7 +37,8 @@ class StepCosts:
     def seconds(self, tokens: int) -> float:
         """Cost of a step, between those of the known numbers of tokens next to it.
 
-        It is 0 for no tokens and as long as nothing is known. Beyond the known ones it is the nearest one's.
+        Beyond the known ones it is the nearest one's; for no tokens, and as long as nothing is
+        known, it is 0.
         """
         if tokens == 0 or not self._seconds:
             return 0.0

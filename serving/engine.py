@@ -1,7 +1,6 @@
 """The interface that every engine gives the generation loop."""
 
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +39,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the engine and its buffers."""
         ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...

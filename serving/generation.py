@@ -4,13 +4,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
 
 from serving import decoding
 from serving.bundle import SpecialTokens
+from serving.closing import Closing
 from serving.decoding import FinishReason, Limits, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
@@ -75,7 +75,7 @@ class Generation:
             self.finish_reason = token.finish_reason
 
 
-class Model:
+class Model(Closing):
     """An engine with its tokenizer, ready to generate; a context manager that closes the engine.
 
     One generation runs at a time, over the engine's slots. Without a ``tokenizer`` prompts must be
@@ -225,17 +225,6 @@ class Model:
         self.engine.close()
         if self.draft is not None:
             self.draft.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(
         self,

@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from serving.bundle import DType, GraphInfo
+from serving.closing import Closing
 from serving.contract import (
     ELEMENT_TYPE,
     INPUT_IDS,
@@ -31,7 +31,7 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closing):
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
 
     ``prepack`` copies float weights into the kernels' own layout (integer ones always are): steps
@@ -112,17 +112,6 @@ class OnnxRuntimeEngine:
         self._bindings.clear()
         self.cache.buffers.clear()
         del self._session
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_session(

@@ -1,12 +1,11 @@
 """An engine of numpy whose next token depends on all that is in a slot: for tests of the loop."""
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from serving.bundle import LayerInfo
+from serving.closing import Closing
 from serving.engine import FloatArray, IntArray
 from serving.kv_cache import HostBuffer, KVCache
 
@@ -35,7 +34,7 @@ def continuation(ids: list[int], new: int, rule: NextToken = next_token) -> list
     return whole[len(ids) :]
 
 
-class CountingEngine:
+class CountingEngine(Closing):
     """Keeps token ids as keys; a wrong slot, length or move therefore changes what follows."""
 
     def __init__(
@@ -75,14 +74,3 @@ class CountingEngine:
 
     def close(self) -> None:
         self.is_closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

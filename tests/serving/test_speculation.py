@@ -61,8 +61,9 @@ def test_every_prompt_continues_as_if_alone(method: SpeculationMethod, slots: in
         own = [token.token_id for token in streamed if token.index == index]
         assert own == continuation(ids, 90, repetitive_token)
     drafted, accepted = drafts(streamed)
-    assert drafted > accepted > 50, "the test needs drafts that hold and drafts that don't"
-    assert max(tokens for _, _, tokens in engine.steps) > 7
+    if slots < 7:  # beside many that decode together a draft is seldom worth a step of its own
+        assert drafted > accepted > 50, "the test needs drafts that hold and drafts that don't"
+        assert max(tokens for _, _, tokens in engine.steps) > 7
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,7 +102,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("given", OPTIONS, ids=str)
 def test_results_equal_those_without(method: SpeculationMethod, given: dict[str, Any]) -> None:
     prompts = [[1, 2, 3, 4, 5, 1, 2, 3], [7, 7, 7, 7], [40, 3, 5, 60, 2, 8] * 3, [11]]
-    model, engine = make_model(capacity=100, eos=(continuation(prompts[2], 20)[-1],))
+    model, engine = make_model(slots=1, capacity=100, eos=(continuation(prompts[2], 20)[-1],))
     plain = model.generate(prompts, **given)
     assert engine.steps
     assert model.generate(prompts, **given, speculation=method) == plain
