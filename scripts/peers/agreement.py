@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peers.measuring import Prompts
-from peers.remote import Worker
+from scripts.peers.measuring import Prompts
+from scripts.peers.remote import Worker
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 40, 16
 

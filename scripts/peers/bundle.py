@@ -25,7 +25,7 @@ class Runner:
             prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, stream=True
         ):
             times.append(perf_counter() - before)
-            tokens.append(token.id)
+            tokens.append(token.token_id)
         return tokens, times
 
     def logits(self, prompt: list[int]) -> list[float]:

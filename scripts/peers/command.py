@@ -10,13 +10,19 @@ from typing import IO
 
 import click
 
-from peers.agreement import agreement, disagreement, references
-from peers.catalogue import PRECISIONS, chosen_pythons
-from peers.entrants import Run, installed_peers, our_bundles, start_reference
-from peers.measuring import Contestant, Prompts, measure_loading, measure_speed, summary
-from peers.pictures import draw
-from peers.remote import Worker
-from peers.results import lines, report
+from scripts.peers.agreement import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    agreement,
+    disagreement,
+    references,
+)
+from scripts.peers.catalogue import PRECISIONS, chosen_pythons
+from scripts.peers.entrants import Run, installed_peers, our_bundles, start_reference
+from scripts.peers.measuring import Contestant, Prompts, measure_loading, measure_speed, summary
+from scripts.peers.pictures import draw
+from scripts.peers.remote import Worker
+from scripts.peers.results import lines, report
 
 CONTEXTS, GROWTH_CONTEXTS = "32,512", "32,128,512,1024,2048,4096,8192"
 
@@ -67,7 +73,8 @@ def main(
     for directory in (workspace, output):
         directory.mkdir(parents=True, exist_ok=True)
 
-    run = Run(checkpoint, workspace, precision, threads, capacity=max(lengths) + new_tokens)
+    capacity = max(max(lengths) + new_tokens, PROMPT_TOKENS + NEW_TOKENS)
+    run = Run(checkpoint, workspace, precision, threads, capacity)
     ours = our_bundles(run, bundles)
     peers, absent = installed_peers(run, interpreters, only)
     contestants = [*ours, *peers]

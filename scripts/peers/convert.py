@@ -1,6 +1,6 @@
 """Converting a checkpoint for one peer, in the virtual environment that holds its converter.
 
-python -m peers.convert PEER CHECKPOINT DIRECTORY PRECISION
+python -m scripts.peers.convert PEER CHECKPOINT DIRECTORY PRECISION
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 def main() -> None:
     name, checkpoint, directory, precision = sys.argv[1:]
     Path(directory).mkdir(parents=True)
-    import_module(f"peers.{name}").convert(Path(checkpoint), Path(directory), precision)
+    import_module(f"scripts.peers.{name}").convert(Path(checkpoint), Path(directory), precision)
 
 
 if __name__ == "__main__":

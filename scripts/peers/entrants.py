@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers.catalogue import OURS, PEERS, REFERENCE, Peer, missing_module
-from peers.measuring import Contestant
-from peers.remote import Worker, environment
+from scripts.peers.catalogue import OURS, PEERS, REFERENCE, Peer, missing_module
+from scripts.peers.measuring import Contestant
+from scripts.peers.remote import Worker, environment
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _convert(run: Run, peer: Peer, python: Path) -> str | None:
     directory = _model(run, peer)
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [str(python), "-m", "peers.convert", peer.module]
+    command = [str(python), "-m", "scripts.peers.convert", peer.module]
     command += [str(run.checkpoint), str(unfinished), run.precision]
     log = run.log(peer.module)
     with log.open("a") as output:

@@ -14,7 +14,7 @@ FILE = "model.gguf"
 
 def convert(checkpoint: Path, directory: Path, precision: str) -> None:
     """Write a GGUF file, and quantise it with llama.cpp's own quantiser."""
-    from peers.gguf_file import write_gguf
+    from scripts.peers.gguf_file import write_gguf
 
     if precision == "float32":
         write_gguf(checkpoint, directory / FILE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers.remote import PeerError, Worker
+from scripts.peers.remote import PeerError, Worker
 
 # Threads that spin while they wait for work must have gone to sleep before another model's turn.
 PAUSE_SECONDS = 0.5

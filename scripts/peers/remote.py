@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-SCRIPTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class PeerError(Exception):
@@ -16,7 +16,7 @@ class PeerError(Exception):
 
 def environment() -> dict[str, str]:
     """Return the environment of a peer's process: ours, and this package on the path."""
-    return os.environ | {"PYTHONPATH": str(SCRIPTS), "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Worker:
@@ -27,7 +27,7 @@ class Worker:
 
     def __init__(self, module: str, python: Path, settings: dict[str, Any], log: Path) -> None:
         self._log = log
-        command = [str(python), "-m", "peers.worker", module, json.dumps(settings)]
+        command = [str(python), "-m", "scripts.peers.worker", module, json.dumps(settings)]
         with log.open("a") as errors:
             self._process = subprocess.Popen(
                 command,

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from peers.measuring import Contestant, summary
+from scripts.peers.measuring import Contestant, summary
 
 
 def report(

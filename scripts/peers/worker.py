@@ -1,8 +1,8 @@
 """A peer's own process: it loads one model, then answers requests, one JSON line each.
 
-    python -m peers.worker PEER SETTINGS     with the arguments of the peer's Runner, as JSON
+    python -m scripts.peers.worker PEER SETTINGS     with the arguments of the peer's Runner, as JSON
 
-Runs in the peer's virtual environment, so it imports nothing but the standard library and the peer.
+Runs in the peer's virtual environment: it imports the standard library and the peer, no more.
 """
 
 import json
@@ -46,7 +46,7 @@ def answer(runner: Runner, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     replies = take_stdout()
     name, settings = sys.argv[1], json.loads(sys.argv[2])
-    peer = import_module(f"peers.{name}")
+    peer = import_module(f"scripts.peers.{name}")
     before = perf_counter()
     runner: Runner = peer.Runner(**settings)
     ready = {
