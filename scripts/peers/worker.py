@@ -1,6 +1,6 @@
 """A peer's own process: it loads one model, then answers requests, one JSON line each.
 
-    python -m scripts.peers.worker PEER SETTINGS     with the arguments of the peer's Runner, as JSON
+    python -m scripts.peers.worker PEER SETTINGS     the arguments of the Runner, as JSON
 
 Runs in the peer's virtual environment: it imports the standard library and the peer, no more.
 """
