@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.quantization.clipping import clipped_parameters
-from engines.quantization.weights import Floats, Integers, QuantizedWeight, WeightScheme
+from engines.quantization.weights import (
+    Floats,
+    Integers,
+    QuantizedWeight,
+    WeightScheme,
+    group_parameters,
+)
 
 Doubles = npt.NDArray[np.float64]
 
@@ -48,10 +54,12 @@ class Gptq:
         """
         outputs, inputs = weight.shape
         weight = np.where(self._is_unused, np.float32(0), weight)
-        scales, zero_points = clipped_parameters(weight, scheme, self._second_moment)
+        scales, zero_points = group_parameters(weight, scheme)
         size = inputs // scales.shape[1]
         # A group's scales fit its columns as the earlier ones left them, where it has its turn.
         updates_scales = not self._reorders and size < inputs
+        if not updates_scales:
+            scales, zero_points = clipped_parameters(weight, scheme, self._second_moment)
         block = size * max(1, _BLOCK // size) if updates_scales else _BLOCK
         columns = np.ascontiguousarray(weight.T[self._order])
         integers = np.empty((inputs, outputs), np.int8)

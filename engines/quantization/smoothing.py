@@ -22,12 +22,22 @@ _NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 @dataclass(frozen=True)
+class _Channels:
+    """Channels ``start`` to ``stop`` of the ``width`` that a value has on its last axis."""
+
+    start: int
+    stop: int
+    width: int
+
+
+@dataclass(frozen=True)
 class _Constant:
-    """A constant input of a node that scales with the activations along one of its axes."""
+    """A constant input of a node that scales with some channels along one of its axes."""
 
     node: ir.Node
     index: int
     axis: int
+    channels: _Channels
 
     @property
     def value(self) -> ir.Value:
@@ -62,9 +72,10 @@ def fold_input_scale(model: ir.Model, linears: Sequence[Linear], scale: Floats) 
     for linear in linears:
         if not has_own_weight(linear):
             raise ValueError(f"{linear.name} is shared: it can't be scaled for one layer")
-        (consumer,) = linear.weight.uses()
-        reader = _Constant(consumer.node, consumer.idx, 1 if linear.transposed else 0)
-        _multiply(model.graph, reader, scale)
+        (reader,) = linear.weight.uses()
+        axis = 1 if linear.transposed else 0
+        columns = _Constant(reader.node, reader.idx, axis, _all_channels(linears))
+        _multiply(model.graph, columns, scale)
     constants = _absorbing_constants(linears)
     for constant in constants or ():
         _multiply(model.graph, constant, np.reciprocal(scale))
@@ -85,47 +96,45 @@ def _insert_division(graph: ir.Graph, linears: Sequence[Linear], scale: Floats) 
         linear.matmul.replace_input_with(0, scaled)
 
 
+def _all_channels(linears: Sequence[Linear]) -> _Channels:
+    return _Channels(0, linears[0].inputs, linears[0].inputs)
+
+
 def _absorbing_constants(linears: Sequence[Linear]) -> list[_Constant] | None:
     """The constants to multiply in order to scale the source of ``linears``, and only theirs."""
     readers = {linear.matmul for linear in linears}
-    channels = linears[0].inputs
-    return _constants_behind(linears[0].source, readers, channels)
+    return _constants_behind(linears[0].source, readers, _all_channels(linears))
 
 
 def _constants_behind(
-    value: ir.Value, readers: set[ir.Node], channels: int
+    value: ir.Value | None, readers: set[ir.Node], channels: _Channels
 ) -> list[_Constant] | None:
-    node = value.producer()
-    if node is None or value.is_graph_output():
+    """The constants that scale these channels of a value, if nobody but ``readers`` reads it."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or value.is_graph_output():
         return None
     if any(use.node not in readers for use in value.uses()):
         return None
     if node.op_type in _NORMALIZATIONS:
-        return _constants_of_normalization(node, channels)
+        constants = [_Constant(node, index, -1, channels) for index in range(1, len(node.inputs))]
+        return constants if all(_is_vector(c.value, channels) for c in constants) else None
     if node.op_type in ("Mul", "Add"):
         return _constants_of_elementwise(node, channels)
+    if node.op_type == "Split":
+        whole = _before_split(node, value, channels)
+        return _constants_behind(node.inputs[0], {node}, whole) if whole is not None else None
     if _keeps_channels(node, channels):
-        assert node.inputs[0] is not None
         return _constants_behind(node.inputs[0], {node}, channels)
-    if node.op_type == "MatMul":
-        return _rows_of(node)
-    return None
+    return _rows_of(node, channels) if node.op_type == "MatMul" else None
 
 
-def _constants_of_normalization(node: ir.Node, channels: int) -> list[_Constant] | None:
-    constants = [_Constant(node, index, -1) for index in range(1, len(node.inputs))]
-    return constants if all(_is_vector(c.value, channels) for c in constants) else None
-
-
-def _constants_of_elementwise(node: ir.Node, channels: int) -> list[_Constant] | None:
+def _constants_of_elementwise(node: ir.Node, channels: _Channels) -> list[_Constant] | None:
     """One factor of a product is enough; a sum needs both terms."""
     sides: list[list[_Constant] | None] = []
     for index, value in enumerate(node.inputs):
-        if value is None:
-            return None
-        if value.is_initializer():
+        if value is not None and value.is_initializer():
             is_vector = _is_vector(value, channels)
-            sides.append([_Constant(node, index, -1)] if is_vector else None)
+            sides.append([_Constant(node, index, -1, channels)] if is_vector else None)
         else:
             sides.append(_constants_behind(value, {node}, channels))
     if node.op_type == "Mul":
@@ -134,42 +143,60 @@ def _constants_of_elementwise(node: ir.Node, channels: int) -> list[_Constant] |
     return left + right if left is not None and right is not None else None
 
 
-def _keeps_channels(node: ir.Node, channels: int) -> bool:
+def _before_split(node: ir.Node, part: ir.Value, channels: _Channels) -> _Channels | None:
+    """Where the channels of a part are in what is split along the last axis."""
+    whole = node.inputs[0]
+    widths = [_width(value) for value in (whole, *node.outputs)]
+    if None in widths or node.attributes.get_int("axis", 0) not in (-1, len(part.shape or ()) - 1):
+        return None
+    width, *parts = (width for width in widths if width is not None)
+    offset = sum(parts[: part.index() or 0])
+    return _Channels(offset + channels.start, offset + channels.stop, width)
+
+
+def _keeps_channels(node: ir.Node, channels: _Channels) -> bool:
     """Whether the last axis of a node's output is that of its first input, in another arrangement.
 
     GatherElements selects the positions that get logits.
     """
     if node.op_type not in ("Reshape", "Cast", "Identity", "GatherElements"):
         return False
-    shapes = [value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None]
-    if any(shape is None or shape[-1] != channels for shape in shapes):
+    if any(_width(value) != channels.width for value in (node.inputs[0], node.outputs[0])):
         return False
     return node.op_type != "GatherElements" or node.attributes.get_int("axis", 0) == 1
 
 
-def _rows_of(matmul: ir.Node) -> list[_Constant] | None:
+def _rows_of(matmul: ir.Node, channels: _Channels) -> list[_Constant] | None:
     """The rows of a layer's weight, or the scales of its rows where it is quantised already."""
     linear = as_linear(matmul)
     if linear is None or not has_own_weight(linear):
         return None
     if linear.dequantize is not None:
-        return [_Constant(linear.dequantize, 1, 0)]
+        return [_Constant(linear.dequantize, 1, 0, channels)]
     (reader,) = linear.weight.uses()
-    return [_Constant(reader.node, reader.idx, 0 if linear.transposed else 1)]
+    return [_Constant(reader.node, reader.idx, 0 if linear.transposed else 1, channels)]
 
 
-def _is_vector(value: ir.Value, channels: int) -> bool:
-    return value.is_initializer() and value.shape is not None and value.shape == (channels,)
+def _is_vector(value: ir.Value, channels: _Channels) -> bool:
+    return value.is_initializer() and value.shape is not None and value.shape == (channels.width,)
+
+
+def _width(value: ir.Value | None) -> int | None:
+    """The static size of a value's last axis."""
+    size = value.shape[-1] if value is not None and value.shape else None
+    return size if isinstance(size, int) else None
 
 
 def _multiply(graph: ir.Graph, constant: _Constant, factors: Floats) -> None:
-    """Give a node a multiplied constant of its own."""
-    old = constant.value
+    """Give a node a constant of its own whose channels are multiplied with ``factors``."""
+    old, channels = constant.value, constant.channels
     assert old.const_value is not None
     array = old.const_value.numpy()
     shape = [1] * array.ndim
-    shape[constant.axis] = -1
-    scaled = (array * factors.reshape(shape)).astype(array.dtype)
+    shape[constant.axis] = channels.width
+    all_factors = np.ones(channels.width, np.float32)
+    all_factors[channels.start : channels.stop] = factors
+    scaled = (array * all_factors.reshape(shape)).astype(array.dtype)
     if len(old.uses()) == 1:
         assert old.name is not None
         old.const_value = ir.tensor(scaled, name=old.name)

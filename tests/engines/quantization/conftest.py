@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from engines.standard import optimize
 from tests.engines.quantization.decoders import standard_graph
 from tests.exports import once
 
@@ -13,13 +14,19 @@ from tests.exports import once
 @pytest.fixture(scope="session")
 def decoder(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
-) -> Callable[[str], ir.Model]:
-    """Return a function from an architecture to its standard graph, a new one each time."""
+) -> Callable[..., ir.Model]:
+    """Return a function from an architecture to its standard graph, a new one each time.
 
-    def load(architecture: str) -> ir.Model:
+    Projections are merged unless ``merged`` is false.
+    """
+
+    def load(architecture: str, *, merged: bool = True) -> ir.Model:
         def make(path: Path) -> None:
             ir.save(standard_graph(checkpoint(architecture)), path)
 
-        return ir.load(once(tmp_path_factory, f"standard/{architecture}.onnx", make))
+        model = ir.load(once(tmp_path_factory, f"standard/{architecture}.onnx", make))
+        if merged:
+            optimize(model)
+        return model
 
     return load

@@ -26,18 +26,22 @@ def scale_for(linear: Linear) -> np.ndarray:
     return np.exp(random.uniform(-1.5, 1.5, linear.inputs)).astype(np.float32)
 
 
+APART = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
+MERGED = {"q_proj_k_proj_v_proj", "gate_proj_up_proj", "down_proj"}
 # What folds into something in front of it; the rest needs a Mul.
 FOLDED = {
-    "llama": {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"},
-    "qwen3": {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"},
-    "gpt2": {"c_attn", "c_fc"},
-    "phi": {"q_proj", "k_proj", "v_proj", "fc1"},
+    ("llama", False): APART,
+    ("llama", True): MERGED,
+    ("qwen3", True): MERGED,
+    ("gemma2", True): MERGED,
+    ("gpt2", True): {"c_attn", "c_fc"},
+    ("phi", False): {"q_proj", "k_proj", "v_proj", "fc1"},
 }
 
 
-@pytest.mark.parametrize("architecture", FOLDED)
-def test_logits_stay(architecture: str, decoder: Callable[[str], ir.Model]) -> None:
-    model = decoder(architecture)
+@pytest.mark.parametrize(("architecture", "merged"), FOLDED)
+def test_logits_stay(architecture: str, merged: bool, decoder: Callable[..., ir.Model]) -> None:
+    model = decoder(architecture, merged=merged)
     expected, before = logits(model), operators(model)
     folded, inserted = set(), 0
     for linears in list(by_source(model)):
@@ -51,7 +55,7 @@ def test_logits_stay(architecture: str, decoder: Callable[[str], ir.Model]) -> N
             np.testing.assert_allclose(linear.array(), array * scale, rtol=1e-6)
         folded |= {linear.name.split(".")[-2] for linear in linears if can}
         inserted += not can
-    assert folded - {"lm_head"} == FOLDED[architecture]
+    assert folded - {"lm_head"} == FOLDED[architecture, merged]
     assert inserted
     after = operators(model)
     assert after.pop("Mul", 0) == before.pop("Mul", 0) + inserted
@@ -59,10 +63,12 @@ def test_logits_stay(architecture: str, decoder: Callable[[str], ir.Model]) -> N
     np.testing.assert_allclose(logits(model), expected, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("merged", [False, True])
 def test_a_quantised_producer_takes_the_scale_into_its_scales(
-    decoder: Callable[[str], ir.Model],
+    merged: bool,
+    decoder: Callable[..., ir.Model],
 ) -> None:
-    model = decoder("llama")
+    model = decoder("llama", merged=merged)
     up = next(linear for linear in find_linears(model) if "up_proj" in linear.name)
     for scheme in (WeightScheme(4, 32), WeightScheme(8)):
         copy = model.clone()
@@ -79,9 +85,9 @@ def test_a_quantised_producer_takes_the_scale_into_its_scales(
 
 
 def test_other_readers_of_the_source_keep_their_activations(
-    decoder: Callable[[str], ir.Model],
+    decoder: Callable[..., ir.Model],
 ) -> None:
-    model = decoder("llama")
+    model = decoder("llama", merged=False)
     expected = logits(model)
     q_proj = next(linear for linear in find_linears(model) if "q_proj" in linear.name)
     assert not can_fold([q_proj])
@@ -89,7 +95,7 @@ def test_other_readers_of_the_source_keep_their_activations(
     np.testing.assert_allclose(logits(model), expected, atol=2e-4 * np.abs(expected).max())
 
 
-def test_a_tied_weight_is_refused(decoder: Callable[[str], ir.Model]) -> None:
+def test_a_tied_weight_is_refused(decoder: Callable[..., ir.Model]) -> None:
     model = decoder("gpt2")
     head = list(find_linears(model))[-1]
     assert not has_own_weight(head)
