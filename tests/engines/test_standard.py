@@ -71,7 +71,8 @@ def test_same_numbers_with_fewer_nodes(
     assert {node.domain for node in graph.graph} == {""}
     assert max(Counter(node.name for node in graph.graph).values()) == 1
     assert elements_of_linears(graph) == linears
-    assert all(value.type and value.shape for node in graph.graph for value in node.outputs)
+    values = [value for node in graph.graph for value in node.outputs]
+    assert all(value.type is not None and value.shape is not None for value in values)
 
 
 def names(model: ir.Model) -> list[str | None]:
