@@ -1,7 +1,7 @@
 """Windows of tokens: some to calibrate with, others, never overlapping, to measure quality on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ MOST, FEWEST = 16, 4  # windows of each kind
 _CHARACTERS = 1_000_000  # more isn't tokenised: windows never need as much
 _PIECES = 64
 _SEED = 20240229
+_LOGITS_BYTES = 1_500_000_000  # float32 logits of the held-out windows
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ def token_windows(checkpoint: Checkpoint, max_length: int, path: Path | None) ->
                 "tokenizer.json to it, or leave --calibration out."
             )
         random = np.random.default_rng(_SEED).integers(0, vocab_size, (2 * MOST, length))
-        return TokenWindows(
-            random[::2], random[1::2], "random tokens, because the checkpoint has no tokenizer"
-        )
+        source = "random tokens, because the checkpoint has no tokenizer"
+        return _affordable(TokenWindows(random[::2], random[1::2], source), vocab_size)
     text, source = default_text() if path is None else (read_text(path), path.name)
     ids = tokenizer(spread(text), add_special_tokens=False, verbose=False)["input_ids"]
     first = _first_tokens(tokenizer("")["input_ids"], tokenizer.bos_token_id)
@@ -57,7 +57,7 @@ def token_windows(checkpoint: Checkpoint, max_length: int, path: Path | None) ->
             f"The tokenizer of {checkpoint.name} gives token {max(ids)} and its model knows "
             f"{vocab_size}: get the tokenizer that belongs to it."
         )
-    return cut(np.array(ids, dtype=np.int64), first, length, source)
+    return _affordable(cut(np.array(ids, dtype=np.int64), first, length, source), vocab_size)
 
 
 def cut(stream: Tokens, first: Sequence[int], length: int, source: str) -> TokenWindows:
@@ -80,6 +80,13 @@ def cut(stream: Tokens, first: Sequence[int], length: int, source: str) -> Token
     return TokenWindows(
         np.ascontiguousarray(windows[:, 0]), np.ascontiguousarray(windows[:, 1]), source
     )
+
+
+def _affordable(windows: TokenWindows, vocab_size: int) -> TokenWindows:
+    """The windows, with fewer held out where the logits of all of them would fill a disk."""
+    count, length = windows.held_out.shape
+    most = max(FEWEST, _LOGITS_BYTES // (4 * length * vocab_size))
+    return replace(windows, held_out=np.ascontiguousarray(windows.held_out[:: -(-count // most)]))
 
 
 def spread(text: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
+from exporter.packed_weights import PackedWeight, Packing, packing_of
 from serving.errors import UserError
 
 _SINGLE = "model.safetensors"
@@ -28,7 +34,11 @@ class Checkpoint:
     config: PreTrainedConfig
     tensors: dict[str, tuple[int, ...]]
     """Shape of every stored tensor, by name."""
+    files: dict[str, str]
+    """The file that each is in."""
     trust_remote_code: bool
+    packing: Packing | None = None
+    """How it stores integer weights, if it does."""
 
     @property
     def parameters(self) -> int:
@@ -54,32 +64,81 @@ def find_checkpoint(
     """
     directory = Path(name) if Path(name).is_dir() else _download(name, revision)
     config = _read_config(directory, name, trust_remote_code=trust_remote_code)
+    packing = None
+    if settings := getattr(config, "quantization_config", None):
+        packing = packing_of(settings if isinstance(settings, dict) else settings.to_dict(), name)
+        del config.quantization_config  # it is read here, not by transformers
+    tensors, files = _stored_tensors(directory, name)
     return Checkpoint(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
         directory=directory,
         config=config,
-        tensors=_stored_tensors(directory, name),
+        tensors=tensors,
+        files=files,
         trust_remote_code=trust_remote_code,
+        packing=packing,
     )
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
-    """Load all weights in ``dtype``; raises UserError if any is missing, misshapen or left over."""
+    """Load all weights in ``dtype``; raises UserError if any is missing, misshapen or left over.
+
+    Weights that the checkpoint stores as integers become the numbers that these stand for.
+    """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory,
-            config=checkpoint.config,
-            dtype=dtype,
-            trust_remote_code=checkpoint.trust_remote_code,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-        )
+        model, info = _from_pretrained(checkpoint, dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{checkpoint.name} can't be loaded: {_first_line(error)}.") from error
     _refuse_unaccounted(checkpoint, info)
     return LoadedModel(model.eval(), _unused(model, checkpoint))
+
+
+def packed_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, PackedWeight]]:
+    """The weights that a checkpoint stores as integers, one at a time, with their names."""
+    if checkpoint.packing is None:
+        return
+    modules, _ = checkpoint.packing.split(checkpoint.tensors)
+    with ExitStack() as stack:
+        files = {
+            file: stack.enter_context(safe_open(checkpoint.directory / file, framework="pt"))
+            for file in set(checkpoint.files.values())
+        }
+        for module, names in modules.items():
+            tensors = {
+                name.removeprefix(f"{module}."): files[checkpoint.files[name]].get_tensor(name)
+                for name in names
+            }
+            yield f"{module}.weight", checkpoint.packing.unpack(tensors)
+
+
+def _from_pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options: dict[str, Any] = {
+        "config": checkpoint.config,
+        "dtype": dtype,
+        "ignore_mismatched_sizes": True,  # reported by name
+        "output_loading_info": True,
+    }
+    if checkpoint.packing is None:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory,
+            trust_remote_code=checkpoint.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
+        )
+        return loaded
+    _, plain = checkpoint.packing.split(checkpoint.tensors)
+    state = {
+        name: torch.from_numpy(w.dequantized()).to(dtype) for name, w in packed_weights(checkpoint)
+    }
+    for file in set(checkpoint.files.values()):
+        with safe_open(checkpoint.directory / file, framework="pt") as opened:
+            state |= {n: opened.get_tensor(n) for n in plain if checkpoint.files[n] == file}
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
+    loaded = architecture.from_pretrained(None, state_dict=state, **options)
+    return loaded
 
 
 def _refuse_unaccounted(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
@@ -173,7 +232,10 @@ def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreT
         ) from error
 
 
-def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
+def _stored_tensors(
+    directory: Path, name: str
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every stored tensor and the file that it is in, by its name."""
     if (directory / _INDEX).is_file():
         index = _read_json(directory / _INDEX).get("weight_map")
         if not isinstance(index, dict):
@@ -187,6 +249,7 @@ def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
             "again."
         )
     tensors: dict[str, tuple[int, ...]] = {}
+    file_of: dict[str, str] = {}
     for file in files:
         if not (directory / file).is_file():
             raise UserError(f"{name} lacks {file}, which {_INDEX} lists: get that file.")
@@ -194,11 +257,12 @@ def _stored_tensors(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
             with safe_open(directory / file, framework="pt") as opened:
                 for tensor in opened.keys():  # noqa: SIM118 - not a mapping
                     tensors[tensor] = tuple(opened.get_slice(tensor).get_shape())
+                    file_of[tensor] = file
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{directory / file} is truncated or damaged ({_first_line(error)}): get it again."
             ) from error
-    return tensors
+    return tensors, file_of
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,24 +1,34 @@
 """Making a traced graph smaller: pruning, then quantisation, with what calibration text shows."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 
 from engines.calibration import collect
+from engines.pruning.layers import measure_layers
+from engines.pruning.plan import Pruning
 from engines.pruning.pruning import PruningReport, prune
 from engines.quantization.apply import QuantizationReport, quantize
 from engines.quantization.weights import WeightScheme
+from engines.standard import optimize
 from exporter.calibration_windows import TokenWindows
+from exporter.checkpoint import Checkpoint, packed_weights
+from exporter.packed_weights import pack_graph
 from exporter.plan import Plan
+from serving.engine import IntArray
 
 
 @dataclass(frozen=True)
 class CompressionReport:
     """What was removed, and which weights got how many bits."""
 
+    packed: dict[str, WeightScheme] = field(default_factory=dict)
+    """The weights that the checkpoint stores as integers, by name."""
     pruning: PruningReport | None = None
     quantization: QuantizationReport | None = None
 
@@ -28,35 +38,52 @@ class CompressionReport:
 
 
 def compress(
-    model: ir.Model, plan: Plan, windows: TokenWindows | None, workspace: Path
+    model: ir.Model, checkpoint: Checkpoint, plan: Plan, windows: TokenWindows, scratch: Path
 ) -> CompressionReport:
-    """Prune and quantise a standard graph with float weights in place, as the plan says.
+    """Make a simplified graph with float weights smaller in place, as the plan says.
 
-    ``windows`` are needed where the plan's recipe needs text; ``workspace`` is an empty directory
-    for graphs that run on it. Raises UserError for what this model can't have.
+    ``scratch`` is a directory for graphs that run on the text meanwhile. Raises UserError for what
+    this model can't have.
     """
-    report = None
+    text = list(windows.calibration)
+    packed = pack_graph(model, packed_weights(checkpoint))
+    pruning = None
     if not plan.pruning.is_empty:
-        statistics = None
-        if windows is not None and plan.pruning.is_structural:
-            statistics = collect(model, list(windows.calibration), workspace)
-        report = prune(model, plan.pruning, statistics)
+        pruning = _prune(model, plan.pruning, text, scratch)
+    optimize(model)
     quantization = None
     if not plan.recipe.is_empty:
-        text = [] if windows is None else list(windows.calibration)
-        quantization = quantize(model, plan.recipe, text, workspace)
-    return CompressionReport(report, quantization)
+        quantization = quantize(model, plan.recipe, text, scratch)
+    return CompressionReport(packed, pruning, quantization)
+
+
+def _prune(
+    model: ir.Model, pruning: Pruning, text: Sequence[IntArray], scratch: Path
+) -> PruningReport:
+    """Prune by what the text shows of structures; single weights go by their own magnitude."""
+    statistics, layer_changes = None, None
+    if pruning.heads is not None or pruning.channels is not None:
+        with TemporaryDirectory(dir=scratch) as workspace:
+            statistics = collect(model, text, Path(workspace))
+    if pruning.layers:
+        with TemporaryDirectory(dir=scratch) as workspace:
+            layer_changes = measure_layers(model, text, Path(workspace))
+    return prune(model, pruning, statistics, layer_changes)
 
 
 def compression_markdown(report: CompressionReport) -> list[str]:
     """The lines of report.md, from the heading on."""
     lines = ["## Compression", ""]
+    counts = Counter(map(_describe, report.packed.values()))
+    lines += [
+        f"- {count} weights as the checkpoint stores them: {scheme}"
+        for scheme, count in sorted(counts.items())
+    ]
     if report.pruning is not None:
         p = report.pruning
         lines += [
-            f"{p.parameters_before:,} parameters became {p.parameters_after:,}, of which "
-            f"{p.zeros:,} are zero.",
-            "",
+            f"- {p.parameters_before:,} parameters became {p.parameters_after:,}, of which "
+            f"{p.zeros:,} are zero",
         ]
     if report.quantization is not None:
         counts = Counter(map(_describe, report.quantization.schemes.values()))

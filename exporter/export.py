@@ -2,55 +2,37 @@
 
 import errno
 import importlib.metadata
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import onnx_ir as ir
 from transformers import PreTrainedModel
 
-from engines import onnxruntime as onnxruntime_target
-from engines.linears import find_linears
 from engines.packing import checksums, commit, reserved
-from engines.passes.sizes import static_size
 from engines.pruning.plan import Pruning
 from engines.quality import QualityLimits
 from engines.quantization.recipe import Recipe
-from engines.standard import optimize
+from engines.standard import optimize, simplify
 from exporter.attention import UntraceableError
-from exporter.calibration_windows import token_windows
+from exporter.building import build_engines, graph_info, write_uncompressed
+from exporter.calibration_windows import TokenWindows, token_windows
 from exporter.checkpoint import Checkpoint, find_checkpoint, load
 from exporter.compression import compress
-from exporter.gate import Subject, capacity_of, check_parity, explain_breach
+from exporter.gate import Subject, check_parity, explain_breach, lowering_breach
 from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.quality_gate import measure_quality, refuse_breach
 from exporter.quality_report import QualityReport
 from exporter.report import Report
-from exporter.structure import (
-    GraphError,
-    WeightAccount,
-    account_weights,
-    attention_windows,
-    check_graph,
-)
+from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
 from exporter.unrolling import trace_unrolled
-from serving.bundle import (
-    DType,
-    EngineInfo,
-    GraphInfo,
-    LayerInfo,
-    Manifest,
-    ModelInfo,
-    Target,
-)
-from serving.contract import CONTRACT_VERSION
+from serving.bundle import DType, Manifest, ModelInfo, Target
 from serving.errors import UserError
 
 _TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
@@ -98,6 +80,11 @@ class Request:
     calibration: Path | None = None
     """Text to calibrate with and to measure quality on; None stands for a default."""
     limits: QualityLimits = field(default_factory=QualityLimits)
+
+    @property
+    def asks_for_quality(self) -> bool:
+        """Whether the user wants the quality measured, whatever the precision."""
+        return self.calibration is not None or self.limits != QualityLimits()
 
 
 @dataclass(frozen=True)
@@ -153,25 +140,25 @@ def _export_into(
     partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
 ) -> None:
     windows = None
-    if plan.is_compressed:
+    if plan.is_compressed or request.asks_for_quality:
         with clock.stage("Reading text"):
             windows = token_windows(checkpoint, plan.max_length, request.calibration)
     with clock.stage("Tracing"):
         traced = _trace(checkpoint, plan)
-    compression = None
-    before: list[Subject] = []
-    if windows is not None:
-        with clock.stage("Compressing"):
-            before = [_write_before(traced, partial / "before", plan)]
-            with tempfile.TemporaryDirectory(dir=partial) as workspace:
-                compression = compress(traced.model, plan, windows, Path(workspace))
-    graph = _graph_info(traced, plan)
-    with clock.stage("Writing"):
-        try:
-            engines, subjects = _build(traced.model, partial, graph, plan)
-        except ValueError as error:  # a pass can't express this attention
-            raise refusal(checkpoint, error) from error
-        write_tokenizer(checkpoint.directory, partial)
+    try:
+        before, compression = [], None
+        if plan.is_compressed and windows is not None:
+            with clock.stage("Compressing"), TemporaryDirectory(dir=partial) as scratch:
+                before = [write_uncompressed(traced.model, partial / "before", plan)]
+                compression = compress(traced.model, checkpoint, plan, windows, Path(scratch))
+        else:
+            optimize(traced.model)
+        with clock.stage("Writing"):
+            graph = graph_info(traced.model, plan)
+            engines, subjects = build_engines(traced.model, partial, graph, plan)
+            write_tokenizer(checkpoint.directory, partial)
+    except ValueError as error:  # a pass can't express this architecture
+        raise refusal(checkpoint, error) from error
     _release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
         parity = check_parity(checkpoint, plan, before or subjects)
@@ -181,24 +168,14 @@ def _export_into(
     quality = None
     if windows is not None:
         with clock.stage("Measuring quality"):
-            measured = measure_quality(
-                checkpoint,
-                subjects,
-                windows.held_out,
-                parameters=plan.parameters,
-                scratch=partial,
-            )
-        refuse_breach(checkpoint, measured, request.limits)
-        quality = QualityReport(measured, windows, request.limits)
+            quality = _check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
     for subject in (*before, *subjects):
-        if not subject.is_engine:
-            shutil.rmtree(subject.directory)
+        subject.remove()
     report = Report(
         plan, parity, traced.weights, traced.unused, engines, clock.seconds, compression, quality
     )
     report.write(partial)
     with clock.stage("Packing"):
-        files = checksums(partial)
         manifest = Manifest(
             format_version=1,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -215,19 +192,28 @@ def _export_into(
             tokens=special_tokens(checkpoint, graph.vocab_size),
             parity=parity.as_dict(),
             quality=quality.as_dict() if quality is not None else None,
-            files=files,
+            files=checksums(partial),
         )
         commit(partial, request.bundle, manifest, force=request.force)
 
 
-def _write_before(traced: TracedGraph, directory: Path, plan: Plan) -> Subject:
-    """Write the graph as it is before it is made smaller, for the parity gate."""
-    graph = _graph_info(traced, plan)
-    model = traced.model.clone()
-    onnxruntime_target.lower(model)
-    directory.mkdir()
-    onnxruntime_target.write(model, directory)
-    return Subject(directory, graph, ())
+def _check_quality(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    subjects: Sequence[Subject],
+    windows: TokenWindows,
+    limits: QualityLimits,
+    scratch: Path,
+) -> QualityReport:
+    """Check lowered engines against their graphs, and all of them against the checkpoint."""
+    for subject in subjects:
+        if breach := lowering_breach(subject, windows.held_out[0]):
+            raise UserError(f"{checkpoint.name} was not exported: {breach}.")
+    measured = measure_quality(
+        checkpoint, subjects, windows.held_out, parameters=plan.parameters, scratch=scratch
+    )
+    refuse_breach(checkpoint, measured, limits)
+    return QualityReport(measured, windows, limits)
 
 
 def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
@@ -240,91 +226,8 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
         weights = account_weights(graph, state)
     except (UntraceableError, GraphError) as error:
         raise refusal(checkpoint, error) from error
-    optimize(graph)
+    simplify(graph)
     return TracedGraph(graph, model, weights, loaded.unused)
-
-
-def _graph_info(traced: TracedGraph, plan: Plan) -> GraphInfo:
-    """What the manifest says of the graph; pruning may have changed the layers."""
-    graph = traced.model.graph
-    pasts = [value for value in graph.inputs if (value.name or "").startswith("past_key_values.")]
-    windows = attention_windows(traced.model, len(pasts) // 2)
-    layers = (
-        LayerInfo(
-            kv_heads=static_size(key, 1),
-            key_dim=static_size(key, 3),
-            value_dim=static_size(value, 3),
-            window=window,
-        )
-        for key, value, window in zip(pasts[::2], pasts[1::2], windows, strict=True)
-    )
-    return GraphInfo(
-        contract_version=CONTRACT_VERSION,
-        vocab_size=static_size(graph.outputs[0], 2),
-        dtype=plan.dtype,
-        quantized_cache="int8" if pasts[0].dtype == ir.DataType.INT8 else None,
-        integer_weights=any(linear.dequantize for linear in find_linears(traced.model)),
-        layers=tuple(layers),
-        max_length=plan.max_length,
-    )
-
-
-def _build(
-    model: ir.Model, partial: Path, graph: GraphInfo, plan: Plan
-) -> tuple[list[EngineInfo], list[Subject]]:
-    """Build every target's engine into ``partial``, and say what the gate has to run for them."""
-    engines: list[EngineInfo] = []
-    subjects: list[Subject] = []
-    tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
-    if tensorrt:
-        subjects.append(_write_check_graph(model.clone(), partial / "check", graph, plan, tensorrt))
-    for target in tensorrt:
-        from engines.tensorrt.builder import build
-
-        built = build(
-            model.clone(), partial, target=target, max_length=plan.max_length, batch=plan.batch
-        )
-        engines.append(
-            EngineInfo(
-                target=target,
-                file=built.name,
-                weight_bytes=plan.engine_bytes,
-                max_batch=plan.batch,
-                max_sequence=plan.max_length,
-                runtime_version=built.runtime_version,
-                compute_capabilities=built.compute_capabilities,
-            )
-        )
-    if "onnxruntime" in plan.targets:
-        onnxruntime_target.lower(model)
-        onnxruntime_target.write(model, partial)
-        engines.insert(
-            0,
-            EngineInfo(
-                target="onnxruntime",
-                file=onnxruntime_target.MODEL_FILE,
-                weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
-                runtime_version=importlib.metadata.version("onnxruntime"),
-            ),
-        )
-        subjects.insert(0, Subject(partial, graph, ("onnxruntime",)))
-    return engines, subjects
-
-
-def _write_check_graph(
-    model: ir.Model, directory: Path, graph: GraphInfo, plan: Plan, targets: tuple[Target, ...]
-) -> Subject:
-    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
-    from engines.passes.float32_for_bfloat16 import widen_bfloat16
-    from engines.tensorrt.lowering import lower
-
-    lower(model, capacity_of(plan))
-    if plan.dtype == "bfloat16":
-        widen_bfloat16(model)
-        graph = graph.model_copy(update={"dtype": "float32"})
-    directory.mkdir()
-    onnxruntime_target.write(model, directory)
-    return Subject(directory, graph, targets)
 
 
 def _release_weights(model: PreTrainedModel) -> None:

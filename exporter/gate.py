@@ -1,12 +1,14 @@
 """Running the parity gate on everything that an export built."""
 
 import importlib.metadata
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from engines.lowering_check import exact_logits, lowering_error
 from engines.onnxruntime import MODEL_FILE
 from exporter.bisect import first_differing_module
 from exporter.checkpoint import Checkpoint, load
@@ -21,9 +23,11 @@ from exporter.parity import (
 )
 from exporter.plan import DTYPES, Plan
 from serving.bundle import GraphInfo, Target
+from serving.engine import IntArray
 from serving.onnxruntime import OnnxRuntimeEngine
 
 CAPACITY = 256  # tokens; more than the gate uses
+_LOWERING_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Subject:
     directory: Path
     graph: GraphInfo
     targets: tuple[Target, ...]
+    exact: Path | None = None
+    """Where the standard Q/DQ graph is that it was lowered from, if it is quantised."""
+
+    def remove(self) -> None:
+        """Remove what was written for the gates only."""
+        for directory in (self.exact, None if self.is_engine else self.directory):
+            if directory is not None:
+                shutil.rmtree(directory)
 
     @property
     def is_engine(self) -> bool:
@@ -85,6 +97,21 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
             for subject, run in zip(subjects, runs, strict=True)
         ]
     )
+
+
+def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
+    """Say in a clause that a lowered engine isn't what its Q/DQ graph says, or None.
+
+    ``tokens`` int64 [n] is a text of which the start is run.
+    """
+    if subject.exact is None:
+        return None
+    start = tokens[:_LOWERING_TOKENS].tolist()
+    exact = exact_logits(subject.exact / MODEL_FILE, start, capacity=len(start))
+    with OnnxRuntimeEngine(
+        subject.directory / MODEL_FILE, subject.graph, slots=1, capacity=len(start)
+    ) as engine:
+        return lowering_error(engine, start, exact).breach()
 
 
 def explain_breach(

@@ -43,6 +43,8 @@ class Plan:
     batch: int
     pruning: Pruning
     recipe: Recipe
+    packing: str | None
+    """What made the checkpoint's weights integers, if they are."""
     cache: tuple[CacheLayer | None, ...]
     """What each cache layer holds; None holds nothing of its own."""
     weight_bytes: int
@@ -56,12 +58,13 @@ class Plan:
     @property
     def is_compressed(self) -> bool:
         """Whether the engine differs from the checkpoint by more than rounding."""
-        return not (self.pruning.is_empty and self.recipe.is_empty)
+        return not (self.pruning.is_empty and self.recipe.is_empty) or self.packing is not None
 
     @property
     def precision(self) -> str:
         """The types of weights and activations in a few words."""
-        return ", ".join(filter(None, (self.dtype, self.recipe.describe())))
+        packed = f"integers of {self.packing}" if self.packing else None
+        return ", ".join(filter(None, (self.dtype, packed, self.recipe.describe())))
 
     @property
     def layers(self) -> tuple[CacheLayer, ...]:
@@ -95,6 +98,11 @@ def make_plan(
             "use --fp16 or float32, or a TensorRT target."
         )
     refuse_for_targets(recipe, targets)
+    if checkpoint.packing and not (pruning.is_empty and recipe.bits is None):
+        raise UserError(
+            f"{checkpoint.name} is quantised already, by {checkpoint.packing.method}: leave out "
+            "what prunes or quantises its weights, or export the checkpoint that it was made from."
+        )
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
@@ -115,6 +123,7 @@ def make_plan(
         batch=batch,
         pruning=pruning,
         recipe=recipe,
+        packing=checkpoint.packing.method if checkpoint.packing else None,
         cache=cache,
         weight_bytes=weight_bytes,
         engine_bytes=engine_bytes,

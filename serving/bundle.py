@@ -79,6 +79,11 @@ class GraphInfo(_Part):
     max_length: PositiveInt
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether weights or the KV cache are integers."""
+        return self.integer_weights or self.quantized_cache is not None
+
+    @property
     def cache_dtype(self) -> CacheDType:
         """The type that the KV cache is stored in."""
         return self.quantized_cache or self.dtype

@@ -39,8 +39,3 @@ class Pruning:
     def is_empty(self) -> bool:
         """Whether nothing is to be pruned."""
         return self == Pruning()
-
-    @property
-    def is_structural(self) -> bool:
-        """Whether heads, channels or layers are to be removed."""
-        return self.heads is not None or self.channels is not None or self.layers > 0

@@ -54,11 +54,6 @@ class Recipe:
         return self.bits is not None and self.bits not in (4, 8)
 
     @property
-    def needs_text(self) -> bool:
-        """Whether the model has to run on text to find the numbers."""
-        return self.kv_cache or self.activations or self.is_mixed or self._rounds_by_text
-
-    @property
     def weight_method(self) -> Method:
         """The method, or the default one: 4 bits are few enough to need a better one."""
         return self.method or ("round-to-nearest" if self.bits == 8 else "gptq")
