@@ -48,10 +48,11 @@ def assign_bits(
     spare = int((budget - LOW) / (HIGH - LOW) * sum(sizes[name] for name in names) + 1e-6)
     unit = max(math.gcd(*(sizes[name] for name in names)), -(-spare // _MOST_UNITS))
     capacity = spare // unit
+    units = {name: -(-sizes[name] // unit) for name in names}
     saved = np.zeros(capacity + 1)  # the most that so many units can save
     taken = np.zeros((len(names), capacity + 1), dtype=bool)
     for row, name in enumerate(names):
-        size = -(-sizes[name] // unit)
+        size = units[name]
         if size <= capacity:
             with_it = saved[: capacity + 1 - size] + max(sensitivities[name], 0.0)
             taken[row, size:] = with_it > saved[size:]
@@ -61,7 +62,7 @@ def assign_bits(
     for row, name in reversed(list(enumerate(names))):
         if taken[row, left]:
             bits[name] = HIGH
-            left -= -(-sizes[name] // unit)
+            left -= units[name]
     return bits
 
 
