@@ -12,7 +12,8 @@ PRECISIONS = ("float32", "int8", "int4")
 class Peer:
     """A peer: its file here, the modules that its environment must have, and what it runs.
 
-    A peer without ``converts`` reads the checkpoint itself.
+    A peer without ``converts`` reads the checkpoint itself; ``shares_models_of`` is the file of the
+    peer whose converted models are its own too.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Peer:
     precisions: tuple[str, ...] = PRECISIONS
     converts: bool = True
     lacks_architectures: tuple[str, ...] = ()
+    shares_models_of: str | None = None
 
     def obstacle(self, architecture: str, precision: str) -> str | None:
         """Say why this peer can't take part, or return None if it can."""
@@ -31,6 +33,8 @@ class Peer:
         return None
 
 
+LLAMA_CPP = ("llama_cpp", "gguf", "safetensors")
+
 PEERS = (
     Peer("transformers", "transformers", ("torch", "transformers"), ("float32",), False),
     Peer("torch.compile", "transformers_compiled", ("torch", "transformers"), ("float32",), False),
@@ -40,7 +44,8 @@ PEERS = (
         ("onnxruntime_genai",),
         lacks_architectures=("gpt2",),
     ),
-    Peer("llama.cpp", "llama_cpp", ("llama_cpp", "gguf", "safetensors")),
+    Peer("llama.cpp", "llama_cpp", LLAMA_CPP),
+    Peer("llama.cpp flash", "llama_cpp_flash", LLAMA_CPP, shares_models_of="llama_cpp"),
     Peer("openvino-genai", "openvino", ("openvino_genai", "optimum.intel")),
     # Its 4-bit kernels are for GPUs.
     Peer("ctranslate2", "ctranslate2", ("ctranslate2", "transformers"), ("float32", "int8")),

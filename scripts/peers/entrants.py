@@ -99,7 +99,7 @@ def _obstacle(run: Run, peer: Peer, python: Path) -> str | None:
 
 
 def _model(run: Run, peer: Peer) -> Path:
-    return run.workspace / peer.module / run.precision
+    return run.workspace / (peer.shares_models_of or peer.module) / run.precision
 
 
 def _convert(run: Run, peer: Peer, python: Path) -> str | None:

@@ -31,7 +31,12 @@ def convert(checkpoint: Path, directory: Path, precision: str) -> None:
 
 
 class Runner:
-    """A GGUF file, mapped, with a float32 KV cache."""
+    """A GGUF file, mapped, with a float32 KV cache.
+
+    Without flash attention, whose decoding is slower behind long prompts (its prefill is faster).
+    """
+
+    flash_attention = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
 
     version = f"llama-cpp-python {llama_cpp.__version__}"
     kv_precision = "float32"
@@ -47,6 +52,7 @@ class Runner:
         context.n_batch = capacity
         context.n_ubatch = 512
         context.n_threads = context.n_threads_batch = threads
+        context.flash_attn_type = self.flash_attention
         context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32
         self._context = llama_cpp.llama_init_from_model(self._model, context)
         if not self._context:
