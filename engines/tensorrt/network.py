@@ -85,13 +85,21 @@ def _without_weights(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray[Any, 
     for name, value in skeleton.graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None
-        if tensor.nbytes <= _LARGEST_COPIED or tensor.dtype.bitwidth < 8:
+        if tensor.nbytes <= _LARGEST_COPIED:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
             continue
-        array = weights[name] = np.ascontiguousarray(tensor.numpy())
+        weights[name] = _bytes(tensor)
         value.const_value = ir.ExternalTensor(
-            "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name
+            "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
         )
     return ir.to_proto(skeleton).SerializeToString(), weights
+
+
+def _bytes(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """A tensor's bytes as ONNX stores them, without a copy unless its type is packed."""
+    if tensor.dtype.bitwidth < 8:
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ascontiguousarray(tensor.numpy())
 
 
 def _tensors(definition: Any) -> Iterator[Any]:
