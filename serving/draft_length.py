@@ -50,10 +50,10 @@ class StepCosts:
 
 @dataclass(slots=True)
 class Acceptance:
-    """How often drafted tokens turn out right; starts even."""
+    """How often drafted tokens turn out right, from counts that fade; starts with some of each."""
 
-    _right: float = 1.0
-    _wrong: float = 1.0
+    _right: float
+    _wrong: float
 
     def record(self, accepted: int, tested: int) -> None:
         """Learn that of ``tested`` tokens the first ``accepted`` were right."""
@@ -69,9 +69,8 @@ class Acceptance:
     def expected_tokens(self, length: int) -> float:
         """Tokens that a step with a draft of so many gives (Leviathan et al. 2023, equation 1)."""
         # The sum 1 + rate + rate^2 + ... + rate^length.
-        if self.rate == 1:
-            return length + 1
-        return float((1 - self.rate ** (length + 1)) / (1 - self.rate))
+        rate = self.rate
+        return length + 1 if rate == 1 else float((1 - rate ** (length + 1)) / (1 - rate))
 
 
 def best_length(

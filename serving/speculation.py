@@ -105,7 +105,11 @@ class Speculation:
         kind = drafter.match() if most else 0
         if kind == 0:
             return None
-        acceptance = speculator.acceptance.setdefault(kind, Acceptance())
+        if kind not in speculator.acceptance:
+            # What is free is judged before it is run; of the rest the first drafts are run at once.
+            start = Acceptance(0.0, 2.0) if drafter.is_free else Acceptance(1.0, 1.0)
+            speculator.acceptance[kind] = start
+        acceptance = speculator.acceptance[kind]
         draft_seconds = self._draft_costs.seconds(1)
         length = best_length(self._costs, acceptance, others, most, draft_seconds)
         may_probe = (

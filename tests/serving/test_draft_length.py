@@ -103,7 +103,7 @@ def test_expected_tokens_equal_their_frequencies(rate: float, length: int) -> No
 
 
 def test_acceptance_follows_what_happens() -> None:
-    acceptance = Acceptance()
+    acceptance = Acceptance(1, 1)
     assert acceptance.rate == 0.5
     for _ in range(40):
         acceptance.record(0, 1)

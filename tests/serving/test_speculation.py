@@ -190,6 +190,12 @@ class SmallEngine(CountingEngine):
         return logits
 
 
+class EagerLookup(PromptLookup):
+    """Has its first drafts run at once: these texts are short."""
+
+    is_free = False
+
+
 def exact_probabilities(
     engine: SmallEngine, prompt: list[int], new: int, parameters: SamplingParameters
 ) -> dict[tuple[int, ...], float]:
@@ -232,7 +238,7 @@ def test_sampled_texts_follow_the_exact_distribution(
     if method is None:
         tokens = list(generate(engine, sequences, 8))
     else:
-        open_drafter = PromptLookup if method == "prompt-lookup" else drafters.open
+        open_drafter = EagerLookup if method == "prompt-lookup" else drafters.open
         advance = Speculation(open_drafter, FixedCosts(0.0)).advance
         tokens = list(generate(engine, sequences, 8, advance))
         drafted, accepted = drafts(tokens)
