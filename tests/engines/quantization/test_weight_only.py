@@ -10,8 +10,12 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from engines.calibration import collect
 from engines.linears import find_linears
 from engines.quantization import weight_only
+from engines.quantization.awq import search_scale
+from engines.quantization.clipping import round_clipped
+from engines.quantization.smoothing import fold_input_scale
 from engines.quantization.weight_only import (
     CalibrationText,
     Method,
@@ -144,6 +148,25 @@ def test_a_small_budget_makes_no_difference(decoder: Decoder, tmp_path: Path) ->
         quantize_weights(model, schemes, "awq", CalibrationText(windows, tmp_path, budget))
         results.append(logits(model))
     np.testing.assert_allclose(*results, atol=1e-5)
+
+
+def test_ranges_are_clipped_for_the_activations_after_scaling(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    """As if the graph had been scaled first and then run on the text again."""
+    model, scaled, scheme = decoder("llama"), decoder("llama"), WeightScheme(4, 32)
+    name, text = "model.layers.0.mlp.down_proj.weight", random_text(tmp_path)
+    quantize_weights(model, {name: scheme}, "awq", text)
+
+    linear = next(linear for linear in find_linears(scaled) if linear.name == name)
+    seen = collect(scaled, text.windows, tmp_path, second_moments=True)[name]
+    scale = search_scale([(linear.array(), scheme)], seen)
+    assert scale is not None
+    fold_input_scale(scaled, [linear], scale)
+    seen = collect(scaled, text.windows, tmp_path, second_moments=True)[name]
+    expected = round_clipped(linear.array(), scheme, seen.second_moment)
+    got = model.graph.initializers[f"{name}.integers"].const_value.numpy().astype(np.int8)
+    assert (got == expected.integers).mean() > 0.999  # the sums differ in their last bits
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
