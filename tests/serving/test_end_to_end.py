@@ -91,7 +91,10 @@ def test_greedy_tokens_with_speculation_equal_transformers(
         )
     # Look-up is often wrong about random weights; the model itself is always right.
     drafted, accepted = (sum(t.drafted for t in tokens), sum(t.speculated for t in tokens))
-    assert drafted > accepted if method == "prompt-lookup" else drafted == accepted > 200
+    if method == "prompt-lookup":
+        assert drafted > accepted
+    else:
+        assert drafted == accepted > (200 if slots == 1 else 0)
     for index, ids in enumerate(PROMPTS):
         own = [token.token_id for token in tokens if token.index == index]
         assert own == greedy(reference, ids, 128)
