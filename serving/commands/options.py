@@ -34,6 +34,7 @@ class LoadOptions(TypedDict):
     threads: int | None
     provider: Literal["cpu", "cuda"] | None
     prefill_chunk: int
+    prepack: bool
     verify: bool
 
 
@@ -76,6 +77,11 @@ def load_options(command: Command) -> Command:
         click.option("--threads", type=int, help="Threads (default: the physical cores)."),
         click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Where to run."),
         click.option("--prefill-chunk", type=int, default=512, help="Prompt tokens run at once."),
+        click.option(
+            "--prepack",
+            is_flag=True,
+            help="Copy float weights into a faster layout: for drafts and several prompts.",
+        ),
     )
     return _add(command, options)
 
