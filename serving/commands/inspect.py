@@ -41,7 +41,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     model, graph = manifest.model, manifest.graph
     yield "model", f"{model.name} ({model.architecture})"
     yield "weights", f"{model.parameters:,} parameters, {_size(model.weight_bytes)}"
-    yield "precision", graph.dtype
+    yield "precision", manifest.model.precision or graph.dtype
     yield "layers", _layers(graph.layers)
     yield "vocabulary", f"{graph.vocab_size:,}"
     yield "maximum length", f"{graph.max_length:,} tokens"
