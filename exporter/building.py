@@ -88,12 +88,12 @@ def _write_check_graph(
     model: ir.Model, directory: Path, graph: GraphInfo, plan: Plan, targets: tuple[Target, ...]
 ) -> Subject:
     """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
-    from engines.passes.float32_for_bfloat16 import widen_bfloat16
+    from engines.passes.widened_floats import widen_floats
     from engines.tensorrt.lowering import lower
 
     lower(model, capacity_of(plan))
     if plan.dtype == "bfloat16":
-        widen_bfloat16(model)
+        widen_floats(model, ir.DataType.BFLOAT16)
         graph = graph.model_copy(update={"dtype": "float32"})
     directory.mkdir()
     onnxruntime_target.write(model, directory)
