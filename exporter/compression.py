@@ -18,6 +18,7 @@ from engines.quantization.weights import WeightScheme
 from engines.standard import optimize
 from exporter.calibration_windows import TokenWindows
 from exporter.checkpoint import Checkpoint, packed_weights
+from exporter.float16_range import keep_in_range
 from exporter.packed_weights import pack_graph
 from exporter.plan import Plan
 from serving.engine import IntArray
@@ -39,11 +40,12 @@ class CompressionReport:
 
 def compress(
     model: ir.Model, checkpoint: Checkpoint, plan: Plan, windows: TokenWindows, scratch: Path
-) -> CompressionReport:
+) -> tuple[CompressionReport, list[str]]:
     """Make a simplified graph with float weights smaller in place, as the plan says.
 
-    ``scratch`` is a directory for graphs that run on the text meanwhile. Raises UserError for what
-    this model can't have.
+    ``scratch`` is a directory for graphs that run on the text meanwhile. Returns what was done and
+    the nodes that leave float16's range, see ``keep_in_range``. Raises UserError for what this
+    model can't have.
     """
     text = list(windows.calibration)
     packed = pack_graph(model, packed_weights(checkpoint))
@@ -51,10 +53,13 @@ def compress(
     if not plan.pruning.is_empty:
         pruning = _prune(model, plan.pruning, text, scratch)
     optimize(model)
+    islands: list[str] = []
+    if plan.dtype == "float16":
+        islands = keep_in_range(model, checkpoint.name, text, scratch)
     quantization = None
     if not plan.recipe.is_empty:
         quantization = quantize(model, plan.recipe, text, scratch)
-    return CompressionReport(packed, pruning, quantization)
+    return CompressionReport(packed, pruning, quantization), islands
 
 
 def _prune(

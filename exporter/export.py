@@ -24,6 +24,7 @@ from exporter.building import build_engines, graph_info, write_uncompressed
 from exporter.calibration_windows import TokenWindows, token_windows
 from exporter.checkpoint import Checkpoint, find_checkpoint, load
 from exporter.compression import compress
+from exporter.float16_range import keep_in_range
 from exporter.gate import Subject, check_parity, explain_breach, lowering_breach
 from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.quality_gate import measure_quality, refuse_breach
@@ -140,19 +141,27 @@ def _export_into(
     partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
 ) -> None:
     windows = None
-    if plan.is_compressed or request.asks_for_quality:
+    measures_quality = plan.is_compressed or request.asks_for_quality
+    if measures_quality or plan.dtype == "float16":
         with clock.stage("Reading text"):
             windows = token_windows(checkpoint, plan.max_length, request.calibration)
     with clock.stage("Tracing"):
         traced = _trace(checkpoint, plan)
     try:
-        before, compression = [], None
+        before, compression, islands = [], None, None
         if plan.is_compressed and windows is not None:
             with clock.stage("Compressing"), TemporaryDirectory(dir=partial) as scratch:
                 before = [write_uncompressed(traced.model, partial / "before", plan)]
-                compression = compress(traced.model, checkpoint, plan, windows, Path(scratch))
+                compression, islands = compress(
+                    traced.model, checkpoint, plan, windows, Path(scratch)
+                )
         else:
             optimize(traced.model)
+            if plan.dtype == "float16" and windows is not None:
+                with clock.stage("Checking range"):
+                    islands = keep_in_range(
+                        traced.model, checkpoint.name, list(windows.calibration), partial
+                    )
         with clock.stage("Writing"):
             graph = graph_info(traced.model, plan)
             engines, subjects = build_engines(traced.model, partial, graph, plan)
@@ -166,13 +175,21 @@ def _export_into(
         checked = (before or subjects)[0]
         raise UserError(explain_breach(checkpoint, checked, parity, bisect=request.bisect))
     quality = None
-    if windows is not None:
+    if measures_quality and windows is not None:
         with clock.stage("Measuring quality"):
             quality = _check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
     for subject in (*before, *subjects):
         subject.remove()
     report = Report(
-        plan, parity, traced.weights, traced.unused, engines, clock.seconds, compression, quality
+        plan,
+        parity,
+        traced.weights,
+        traced.unused,
+        engines,
+        clock.seconds,
+        islands if plan.dtype == "float16" else None,
+        compression,
+        quality,
     )
     report.write(partial)
     with clock.stage("Packing"):

@@ -113,6 +113,7 @@ def make_plan(
     engine_bytes = weight_bytes
     if recipe.bits is not None:
         engine_bytes += int(matrices * (recipe.bits / 8 + _SCALES - ELEMENT_BYTES[dtype]))
+    watched = stored * 4 if dtype == "float16" else 0
     plan = Plan(
         model=checkpoint.name,
         architecture=checkpoint.config.model_type,
@@ -129,7 +130,7 @@ def make_plan(
         engine_bytes=engine_bytes,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=_disk(weight_bytes, engine_bytes, len(targets)),
+        disk=_disk(weight_bytes, engine_bytes, len(targets), watched),
     )
     _check_disk(bundle, plan.disk)
     return plan
@@ -178,10 +179,13 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _disk(weight_bytes: int, engine_bytes: int, targets: int) -> int:
-    """What an export writes: the engines and, while others are made, the graph as it was traced."""
+def _disk(weight_bytes: int, engine_bytes: int, targets: int, watched: int) -> int:
+    """What an export writes: the engines and, while others are made, the graph as it was traced.
+
+    The float32 copy that is ``watched`` for float16's range is gone before the engines are written.
+    """
     traced = weight_bytes if engine_bytes != weight_bytes else 0
-    return engine_bytes * targets + traced + 20_000_000
+    return max(engine_bytes * targets, watched) + traced + 20_000_000
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.compression import CompressionReport, compression_markdown
+from exporter.float16_range import range_markdown
 from exporter.parity import ParityReport
 from exporter.plan import Plan
 from exporter.quality_report import QualityReport
@@ -23,6 +24,8 @@ class Report:
     unused: tuple[str, ...]
     engines: list[EngineInfo]
     seconds: dict[str, float]
+    islands: list[str] | None
+    """The nodes that leave float16's range, by name; None for another type."""
     compression: CompressionReport | None
     quality: QualityReport | None
 
@@ -38,6 +41,7 @@ class Report:
             "plan": self.plan.as_dict(),
             "engines": [engine.model_dump() for engine in self.engines],
             "parity": self.parity.as_dict(),
+            "float32_islands": self.islands,
             "compression": self.compression.as_dict() if self.compression else None,
             "quality": self.quality.as_dict() if self.quality else None,
             "weights": {
@@ -67,6 +71,8 @@ class Report:
             for e in self.engines
         ]
         lines += ["", *_parity_lines(self.parity)]
+        if self.islands is not None:
+            lines += ["", *range_markdown(self.islands)]
         if self.compression is not None:
             lines += ["", *compression_markdown(self.compression)]
         if self.quality is not None:
