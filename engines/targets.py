@@ -6,6 +6,7 @@ from engines.quantization.recipe import Recipe
 from serving.bundle import Target
 from serving.errors import UserError
 
+# Of 4 bits, in TensorRT. TensorRT-RTX 1.7 builds engines with every group size, of 4 and of 8 bits.
 TENSORRT_GROUP_SIZES = (64, 128)
 
 
@@ -18,15 +19,20 @@ def refuse_for_targets(recipe: Recipe, targets: Sequence[Target]) -> None:
             raise UserError(
                 f"{target} has no zero points: leave --asymmetric out, or use --target onnxruntime."
             )
-        if recipe.bits is not None and recipe.bits < 8:
-            size = recipe.scheme(4).group_size
-            if size not in TENSORRT_GROUP_SIZES:
-                raise UserError(
-                    f"{target} takes 4 bits in groups of 64 or 128 only: leave --group-size "
-                    f"{size} out, or use --target onnxruntime."
-                )
-        elif recipe.group_size is not None:
+        if target == "tensorrt":
+            _refuse_group_sizes(recipe)
+
+
+def _refuse_group_sizes(recipe: Recipe) -> None:
+    if recipe.bits is not None and recipe.bits < 8:
+        size = recipe.scheme(4).group_size
+        if size not in TENSORRT_GROUP_SIZES:
             raise UserError(
-                f"{target} takes 8 bits with one scale a row only: leave --group-size out, or use "
-                "--target onnxruntime."
+                f"tensorrt takes 4 bits in groups of 64 or 128 only: leave --group-size {size} "
+                "out, or use --target tensorrt-rtx or onnxruntime."
             )
+    elif recipe.group_size is not None:
+        raise UserError(
+            "tensorrt takes 8 bits with one scale a row only: leave --group-size out, or use "
+            "--target tensorrt-rtx or onnxruntime."
+        )

@@ -14,6 +14,7 @@ from engines.tensorrt.callbacks import Progress, make_log, make_monitor, make_wr
 from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend, parse
+from engines.tensorrt.quantization import verify_size
 from engines.tensorrt.verifier import verify
 from serving.bundle import Target
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
@@ -59,8 +60,9 @@ def build(
     """Lower ``model`` in place and write its engine into ``directory``.
 
     ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step.
-    Graphs in float32, float16 and bfloat16 build. Raises UserError if the library is missing, a
-    node is refused, the network isn't what the graph says or the build fails; no file is left then.
+    Graphs in float32, float16 and bfloat16 build, with symmetric Q/DQ of 4 and 8 bits. Raises
+    UserError if the library is missing, a node is refused, the network isn't what the graph says
+    or the build fails; no file is left then.
     """
     library = load_library(target)
     lower(model, max_length)
@@ -78,6 +80,7 @@ def build(
     file = directory / engine_file(target)
     try:
         _serialize(network, config, file, target, log)
+        verify_size(file, model)
     except BaseException:
         file.unlink(missing_ok=True)
         raise

@@ -5,9 +5,18 @@ import onnx_ir.passes.common as common
 
 from engines.passes.explicit_attention import spell_out_attention
 from engines.passes.fixed_capacity import fix_capacity
+from engines.passes.integer_weight_layout import lay_out_integer_weights
 from engines.passes.scaled_queries import scale_queries
+from engines.passes.selected_cache_updates import select_integer_updates
+from engines.passes.separate_projections import separate_projections
 
-PASSES = (scale_queries, spell_out_attention)
+PASSES = (
+    scale_queries,
+    spell_out_attention,
+    separate_projections,
+    lay_out_integer_weights,
+    select_integer_updates,
+)
 
 
 def lower(model: ir.Model, max_length: int) -> None:

@@ -90,7 +90,12 @@ def _without_weights(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray[Any, 
             continue
         weights[name] = _bytes(tensor)
         value.const_value = ir.ExternalTensor(
-            "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            "weights",
+            0,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
         )
     return ir.to_proto(skeleton).SerializeToString(), weights
 

@@ -16,6 +16,8 @@ from engines.tensorrt.network import (
     lacks_kernel,
     name_of,
 )
+from engines.tensorrt.quantization import verify_quantization
+from engines.tensorrt.tensors import TYPES, VerificationError, ancestors, origins
 from serving.contract import (
     INPUT_IDS,
     LOGITS_POSITIONS,
@@ -24,32 +26,6 @@ from serving.contract import (
     past_name,
     present_name,
 )
-from serving.errors import UserError
-
-_TYPES = {
-    ir.DataType.BOOL: "BOOL",
-    ir.DataType.INT4: "INT4",
-    ir.DataType.INT8: "INT8",
-    ir.DataType.UINT8: "UINT8",
-    ir.DataType.INT32: "INT32",
-    ir.DataType.INT64: "INT64",
-    ir.DataType.FLOAT8E4M3FN: "FP8",
-    ir.DataType.FLOAT16: "HALF",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.FLOAT: "FLOAT",
-}
-# Layers that a parser puts between a value and its use, none of which changes a number.
-_VIEWS = frozenset({"CAST", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
-
-
-class VerificationError(UserError):
-    """A network that isn't what its graph says."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"The TensorRT network is not what the graph says: {what}; "
-            "no engine was written, export the model for onnxruntime instead."
-        )
 
 
 def verify(network: Network, model: ir.Model) -> None:
@@ -64,6 +40,7 @@ def verify(network: Network, model: ir.Model) -> None:
     _verify_types(network, model)
     _verify_attention(network, model, producers)
     _verify_caches(network, producers)
+    verify_quantization(network, model, producers)
 
 
 def _verify_interface(network: Network, model: ir.Model) -> None:
@@ -87,14 +64,7 @@ def _verify_interface(network: Network, model: ir.Model) -> None:
 
 def _verify_inputs_are_used(network: Network, producers: dict[str, Any]) -> None:
     """Every input reaches an output; the parser drops what it doesn't understand."""
-    reached: set[str] = set()
-    waiting = list(_outputs(network))
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            if name in producers:
-                waiting += [tensor.name for tensor in _operands(producers[name])]
+    reached = ancestors(_outputs(network), producers)
     if unused := sorted(set(_inputs(network)) - reached):
         raise VerificationError(f"nothing uses the input {', '.join(unused)}")
 
@@ -103,9 +73,9 @@ def _verify_types(network: Network, model: ir.Model) -> None:
     """Every tensor that stands for a value of the graph has that value's type."""
     for value in (*model.graph.inputs, *(out for node in model.graph for out in node.outputs)):
         tensor = network.tensors.get(value.name or "")
-        if tensor is None or value.dtype not in _TYPES:
+        if tensor is None or value.dtype not in TYPES:
             continue
-        expected = getattr(network.library.DataType, _TYPES[value.dtype])
+        expected = getattr(network.library.DataType, TYPES[value.dtype])
         if tensor.dtype != expected:
             raise VerificationError(
                 f"{value.name!r} is of type {tensor.dtype.name}, not {expected.name}"
@@ -148,33 +118,53 @@ def _verify_operand(
     """An optional operand is there if the graph has it, and comes from the same value."""
     if (tensor is None) != (value is None):
         raise VerificationError(f"{where} has {'no' if tensor is None else 'unasked'} {role}")
-    if tensor is not None and name_of(value) not in _origins(tensor, producers):
+    if tensor is not None and name_of(value) not in origins(tensor, producers):
         raise VerificationError(f"{where} has {role} {tensor.name!r}, not {name_of(value)!r}")
 
 
 def _verify_caches(network: Network, producers: dict[str, Any]) -> None:
-    """Every KV buffer is updated once, in place: from its input to its own output."""
+    """Every KV buffer is updated once, at the past lengths, from its input to its own output.
+
+    Floating-point buffers are updated in place; of int8 ones, new and old entries are selected.
+    """
     inputs, outputs = _inputs(network), _outputs(network)
     layers = [i for i in range(len(inputs)) if past_name(i, "key") in inputs]
     pairs = {past_name(i, part): present_name(i, part) for i in layers for part in PARTS}
-    updates = Counter(layer.get_input(0).name for layer in network.layers("KV_CACHE_UPDATE"))
-    if wrong := sorted(name for name in {*pairs, *updates} if updates[name] != (name in pairs)):
-        raise VerificationError(f"{wrong[0]!r} is updated {updates[wrong[0]]} times")
     if unknown := sorted(set(inputs) - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *pairs}):
         raise VerificationError(f"the input {unknown[0]!r} is none of the contract's")
+    selected = {name for name in pairs if inputs[name].dtype == network.library.DataType.INT8}
+    in_place = pairs.keys() - selected
+    updates = Counter(layer.get_input(0).name for layer in network.layers("KV_CACHE_UPDATE"))
+    if wrong := sorted(name for name in {*pairs, *updates} if updates[name] != (name in in_place)):
+        raise VerificationError(f"{wrong[0]!r} is updated {updates[wrong[0]]} times in place")
     for layer in network.layers("KV_CACHE_UPDATE"):
-        source, result, where = layer.get_input(0), layer.get_output(0), f"cache {layer.name!r}"
-        present = pairs[source.name]
-        if result.name != present or present not in outputs:
-            raise VerificationError(
-                f"{where} updates {source.name!r} to {result.name!r}, not to the output {present!r}"
-            )
-        if tuple(source.shape) != tuple(result.shape) or source.dtype != result.dtype:
-            raise VerificationError(f"{where} changes the shape or type of {source.name!r}")
-        if source.shape[2] < 1:
-            raise VerificationError(f"{where} has no fixed capacity")
-        if PAST_LENGTHS not in _origins(layer.get_input(2), producers):
-            raise VerificationError(f"{where} doesn't write at {PAST_LENGTHS}")
+        _verify_update(f"cache {layer.name!r}", layer, 0, pairs, outputs)
+        if PAST_LENGTHS not in origins(layer.get_input(2), producers):
+            raise VerificationError(f"cache {layer.name!r} doesn't write at {PAST_LENGTHS}")
+    for name in sorted(selected):
+        layer, where = producers.get(pairs[name]), f"cache {name!r}"
+        if layer is None or layer.type.name != "SELECT":
+            raise VerificationError(f"{where} isn't updated by a selection")
+        _verify_update(where, layer, 2, pairs, outputs)
+        for position, role in enumerate(("condition", "new entries")):
+            if PAST_LENGTHS not in ancestors([layer.get_input(position).name], producers):
+                raise VerificationError(f"the {role} of {where} don't depend on {PAST_LENGTHS}")
+
+
+def _verify_update(
+    where: str, layer: Any, position: int, pairs: dict[str, str], outputs: dict[str, Any]
+) -> None:
+    """The operand at ``position`` is a past, and what comes out is the present of that past."""
+    source, result = layer.get_input(position), layer.get_output(0)
+    present = pairs.get(source.name)
+    if result.name != present or present not in outputs:
+        raise VerificationError(
+            f"{where} updates {source.name!r} to {result.name!r}, not to the output {present!r}"
+        )
+    if tuple(source.shape) != tuple(result.shape) or source.dtype != result.dtype:
+        raise VerificationError(f"{where} changes the shape or type of {source.name!r}")
+    if source.shape[2] < 1:
+        raise VerificationError(f"{where} has no fixed capacity")
 
 
 def _inputs(network: Network) -> dict[str, Any]:
@@ -185,16 +175,3 @@ def _inputs(network: Network) -> dict[str, Any]:
 def _outputs(network: Network) -> dict[str, Any]:
     tensors = map(network.definition.get_output, range(network.definition.num_outputs))
     return {tensor.name: tensor for tensor in tensors}
-
-
-def _operands(layer: Any) -> list[Any]:
-    operands = map(layer.get_input, range(layer.num_inputs))
-    return [tensor for tensor in operands if tensor is not None]
-
-
-def _origins(tensor: Any, producers: dict[str, Any]) -> list[str]:
-    """Names of a tensor and of those that it is a cast or a view of."""
-    names = [tensor.name]
-    while (layer := producers.get(names[-1])) is not None and layer.type.name in _VIEWS:
-        names.append(layer.get_input(0).name)
-    return names
