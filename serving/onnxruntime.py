@@ -152,6 +152,9 @@ def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions
     # Unpacked weights are used where the file is mapped, and memory holds them once.
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     options.enable_cpu_mem_arena = False
+    # Over chunks of a prompt, GroupQueryAttention is a third faster with plain matrix products than
+    # with its online softmax; single tokens cost the same. ONNX Runtime has no option but this.
+    os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     return options
 
 

@@ -13,7 +13,7 @@ X = np.random.default_rng(2).standard_normal((2, 3, 8)).astype(np.float32)
 
 
 def linear_layers() -> ir.Model:
-    """y = (x @ Wᵀ) @ V, and z = x @ xᵀ: one product to fuse, two that aren't."""
+    """y = (x @ Wᵀ) @ V, and z = x @ xᵀ: two products to fuse, one that isn't."""
     random = np.random.default_rng(3)
     weights = {"W": (16, 8), "V": (16, 4)}
     graph = helper.make_graph(
@@ -44,7 +44,7 @@ def test_numbers_and_nodes() -> None:
     reference = ReferenceEvaluator(ir.to_proto(linear_layers()))
     expected = dict(zip(("y", "z"), reference.run(None, {"x": X}), strict=True))
     fuse_transposed_weights(model)
-    assert operators(model) == {"FusedMatMul": 1, "MatMul": 2, "Transpose": 2}
+    assert operators(model) == {"FusedMatMul": 2, "MatMul": 1, "Transpose": 2}
     assert_close(run(model, {"x": X}), expected)
 
 
@@ -54,3 +54,11 @@ def test_the_weight_is_read_as_it_is_stored_and_the_node_keeps_its_name() -> Non
     fused = next(node for node in model.graph if node.op_type == "FusedMatMul")
     assert fused.inputs[1] is model.graph.initializers["W"]
     assert (fused.name, fused.outputs[0].name) == ("fc/MatMul", "h")
+
+
+def test_a_weight_stored_the_other_way_is_turned_round() -> None:
+    model = linear_layers()
+    stored = model.graph.initializers["V"].const_value.numpy()
+    fuse_transposed_weights(model)
+    turned = model.graph.initializers["V.turned_round"]
+    np.testing.assert_array_equal(turned.const_value.numpy(), stored.T)
