@@ -110,18 +110,29 @@ def _module_results(model: ir.Model, modules: Mapping[str, object]) -> dict[str,
     """The values that leave each module: made in it and used outside it."""
     results: dict[str, list[ir.Value]] = {}
     for node in model.graph:
-        path = _module_path(node)
-        output = node.outputs[0]
-        if output.dtype is not None and not output.dtype.is_floating_point():
-            continue
-        while path:
-            leaves = output.name == LOGITS or any(
-                not _inside(use.node, path) for use in output.uses()
-            )
-            if path in modules and leaves:
-                results.setdefault(path, []).append(output)
-            path = path.rpartition(".")[0]
+        for output in node.outputs:
+            if output.dtype is None or output.dtype.is_floating_point():
+                _add_to_modules(results, output, modules)
     return results
+
+
+def _add_to_modules(
+    results: dict[str, list[ir.Value]], output: ir.Value, modules: Mapping[str, object]
+) -> None:
+    """File a value under every module that it leaves, by its name."""
+    path = _module_of(output)
+    while path:
+        leaves = output.name == LOGITS or any(not _inside(use.node, path) for use in output.uses())
+        if path in modules and leaves:
+            results.setdefault(path, []).append(output)
+        path = path.rpartition(".")[0]
+
+
+def _module_of(output: ir.Value) -> str:
+    """The module that a value comes from: merged layers have one node and a name for each part."""
+    module, _, kind = (output.name or "").partition("/")
+    node = output.producer()
+    return module if kind or node is None else _module_path(node)
 
 
 def _module_path(node: ir.Node) -> str:

@@ -47,7 +47,8 @@ def _eligible_updates(node: ir.Node) -> tuple[CacheUpdate, CacheUpdate] | None:
         quantized != {True} or known_type(node.outputs[0]) != ir.DataType.FLOAT
     ):
         return None  # an int8 buffer, for both or none, takes float32 queries
-    plain = node.inputs[3] is None and node.attributes.get_int("is_causal", 0) == 1
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    plain = mask is None and node.attributes.get_int("is_causal", 0) == 1
     return (key, value) if plain or WINDOW_METADATA in node.metadata_props else None
 
 

@@ -52,8 +52,14 @@ def forget_window(model: ir.Model) -> None:
 
 def turn_rotation(model: ir.Model) -> None:
     """Rotate the queries of the first layer the other way."""
-    negation = operators(model, "Neg")[0]
-    negation.outputs[0].replace_all_uses_with(negation.inputs[0])
+    rotation = operators(model, "RotaryEmbedding")[0]
+    negation = ir.node("Neg", [rotation.inputs[2]], name="turned/Neg")
+    negation.outputs[0].type, negation.outputs[0].shape = (
+        rotation.inputs[2].type,
+        rotation.inputs[2].shape,
+    )
+    model.graph.insert_before(rotation, [negation])
+    rotation.replace_input_with(2, negation.outputs[0])
 
 
 def shift_positions(model: ir.Model) -> None:
