@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -121,14 +121,16 @@ def _from_pretrained(
         "output_loading_info": True,
     }
     if checkpoint.packing is None:
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory,
-            trust_remote_code=checkpoint.trust_remote_code,
-            local_files_only=True,
-            use_safetensors=True,
-            **options,
+        return cast(
+            tuple[PreTrainedModel, dict[str, Any]],
+            AutoModelForCausalLM.from_pretrained(
+                checkpoint.directory,
+                trust_remote_code=checkpoint.trust_remote_code,
+                local_files_only=True,
+                use_safetensors=True,
+                **options,
+            ),
         )
-        return loaded
     _, plain = checkpoint.packing.split(checkpoint.tensors)
     state = {
         name: torch.from_numpy(w.dequantized()).to(dtype) for name, w in packed_weights(checkpoint)
@@ -137,8 +139,10 @@ def _from_pretrained(
         with safe_open(checkpoint.directory / file, framework="pt") as opened:
             state |= {n: opened.get_tensor(n) for n in plain if checkpoint.files[n] == file}
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
-    loaded = architecture.from_pretrained(None, state_dict=state, **options)
-    return loaded
+    return cast(
+        tuple[PreTrainedModel, dict[str, Any]],
+        architecture.from_pretrained(None, state_dict=state, **options),
+    )
 
 
 def _refuse_unaccounted(checkpoint: Checkpoint, info: dict[str, Any]) -> None:

@@ -42,8 +42,8 @@ def quantize(
     """Quantise a standard graph with float weights in place.
 
     ``windows`` are rows of tokens, int64 [n], which a recipe that needs text runs the graph on;
-    ``scratch`` is a directory for its weights meanwhile. Raises UserError for what the weights don't
-    allow.
+    ``scratch`` is a directory for its weights meanwhile. Raises UserError for what the weights
+    don't allow.
     """
     largest = None
     if recipe.kv_cache:

@@ -29,8 +29,8 @@ class Recipe:
         if self.bits is None:
             if self.method or self.group_size or not self.symmetric:
                 raise UserError(
-                    "--method, --group-size and --asymmetric are about integer weights: add --int4, "
-                    "--int8 or --bits, or leave them out."
+                    "--method, --group-size and --asymmetric are about integer weights: add "
+                    "--int4, --int8 or --bits, or leave them out."
                 )
         elif not 4 <= self.bits <= 8:  # a NaN too
             raise UserError(f"--bits {self.bits:g} isn't possible: give a number from 4 to 8.")
