@@ -1,7 +1,7 @@
-"""Store 8-bit weights as [in, out], which TensorRT keeps once.
+"""Store integer weights as [in, out] where TensorRT keeps that once.
 
 From [out, in] with a Transpose, it would store a second, transposed copy for the kernels for one
-token: an engine twice as large.
+token: an engine twice as large. Groups of 4 bits have kernels that read [out, in].
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from engines.passes.sizes import static_size
 
 
 def lay_out_integer_weights(model: ir.Model) -> None:
-    """Turn MatMul(x, Transpose(DequantizeLinear(int8))) into one without a Transpose, in place.
+    """Turn MatMul(x, Transpose(DequantizeLinear(weight))) into one without a Transpose, in place.
 
     A tied embedding's Gather goes along the other axis then. Products of quantised activations are
     left alone: their kernels read [out, in].
@@ -24,9 +24,11 @@ def lay_out_integer_weights(model: ir.Model) -> None:
 
 
 def _is_weight_alone(node: ir.Node) -> bool:
-    """Whether a node dequantises an int8 matrix for products with floats, and gathers at most."""
-    integers = node.inputs[0]
-    if integers is None or not integers.is_initializer() or integers.dtype != ir.DataType.INT8:
+    """Whether a node dequantises a matrix for products with floats, and gathers at most."""
+    integers, scales = node.inputs[:2]
+    if integers is None or not integers.is_initializer() or scales is None:
+        return False
+    if integers.dtype != ir.DataType.INT8 and len(scales.shape or ()) != 1:
         return False
     readers = [use.node for use in node.outputs[0].uses()]
     turned = [reader for reader in readers if reader.op_type == "Transpose"]

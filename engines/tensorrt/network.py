@@ -16,8 +16,10 @@ from engines.passes.sizes import known_type, static_size
 from serving.bundle import Target
 from serving.errors import UserError
 
-# Head sizes that TensorRT's fused attention takes, in half precision.
+# What TensorRT's fused attention takes, in half precision: these head sizes, so many query heads.
+# TensorRT-RTX 1.7.1 refused 1, 2 and 3 heads with every number of KV heads.
 FUSED_HEADS = range(16, 257, 8)
+FEWEST_FUSED = 4
 # Initialisers above this stay where they are: the parser is given their address.
 _LARGEST_COPIED = 1024
 
@@ -169,9 +171,10 @@ def kv_lengths(node: ir.Node) -> ir.Value | None:
 
 
 def lacks_kernel(node: ir.Node) -> bool:
-    """Whether TensorRT has no fused kernel for an Attention node's type or head size."""
+    """Whether TensorRT has no fused kernel for an Attention node's type, head size or heads."""
     float32 = known_type(node.outputs[0]) == ir.DataType.FLOAT
-    return float32 or static_size(node.inputs[1], 3) not in FUSED_HEADS
+    few = static_size(node.outputs[0], 1) < FEWEST_FUSED
+    return float32 or few or static_size(node.inputs[1], 3) not in FUSED_HEADS
 
 
 def name_of(value: ir.Value | None) -> str:

@@ -36,29 +36,28 @@ def _verify_layer(
     for position, role in enumerate(("operand", "scale")):
         value, tensor = node.inputs[position], layer.get_input(position)
         assert value is not None
-        if value.dtype in TYPES:
-            expected = getattr(network.library.DataType, TYPES[value.dtype])
-            if tensor.dtype != expected:
-                raise VerificationError(
-                    f"{where} has an {role} of type {tensor.dtype.name}, not {expected.name}"
-                )
-        if value.const_value is None:
-            if tensor.name != value.name:
-                raise VerificationError(
-                    f"{where} has the {role} {tensor.name!r}, not {value.name!r}"
-                )
-            continue
-        source = producers.get(tensor.name)
-        if source is None or source.type.name != "CONSTANT":
-            raise VerificationError(f"{where} has an {role} that is not constant")
-        if tuple(tensor.shape) != tuple(value.const_value.shape.numpy()):
-            raise VerificationError(f"{where} has an {role} of shape {tuple(tensor.shape)}")
+        _verify_type(network, value, tensor, f"the {role} of {where}")
+        got = tensor.name
+        if value.is_initializer():
+            source = producers.get(got)
+            if source is None or source.type.name != "CONSTANT":
+                raise VerificationError(f"the {role} of {where} is not constant")
+            got = source.name
+        if got != value.name:
+            raise VerificationError(f"the {role} of {where} is {got!r}, not {value.name!r}")
     scale = node.inputs[1]
     if scale is not None and scale.shape is not None and len(scale.shape) == 1:
         layer.__class__ = getattr(network.library, _CLASSES[node.op_type])
         axis = node.attributes.get_int("axis", 1)
         if layer.axis != axis:
             raise VerificationError(f"{where} has scales along axis {layer.axis}, not {axis}")
+
+
+def _verify_type(network: Network, value: ir.Value, tensor: Any, what: str) -> None:
+    if value.dtype in TYPES:
+        expected = getattr(network.library.DataType, TYPES[value.dtype])
+        if tensor.dtype != expected:
+            raise VerificationError(f"{what} is of type {tensor.dtype.name}, not {expected.name}")
 
 
 def verify_size(file: Path, model: ir.Model) -> None:

@@ -20,8 +20,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"bits": 8, "activations": True, "method": "gptq"}, "after SmoothQuant"),
     ({"bits": 8, "activations": True, "symmetric": False}, "after SmoothQuant"),
 ]
-NOT_ON_TENSORRT: list[tuple[Recipe, str]] = [
-    (Recipe(bits=4, symmetric=False), "has no zero points"),
+GROUPS_NOT_ON_TENSORRT: list[tuple[Recipe, str]] = [
     (Recipe(bits=4, group_size=32), "groups of 64 or 128"),
     (Recipe(bits=4.5, group_size=16), "groups of 64 or 128"),
     (Recipe(bits=8, group_size=128), "one scale a row"),
@@ -35,11 +34,35 @@ def test_impossible_recipes_are_refused(options: dict[str, Any], said: str) -> N
 
 
 @pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt"])
-@pytest.mark.parametrize(("recipe", "said"), NOT_ON_TENSORRT)
-def test_what_tensorrt_lacks_is_refused(recipe: Recipe, said: str, target: Target) -> None:
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_zero_points_are_refused_for_tensorrt(bits: int, target: Target) -> None:
+    recipe = Recipe(bits=bits, symmetric=False)
     refuse_for_targets(recipe, ["onnxruntime"])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"{target} has no zero points: leave --asymmetric out"):
         refuse_for_targets(recipe, ["onnxruntime", target])
+
+
+@pytest.mark.parametrize(("recipe", "said"), GROUPS_NOT_ON_TENSORRT)
+def test_groups_that_tensorrt_lacks_are_refused(recipe: Recipe, said: str) -> None:
+    refuse_for_targets(recipe, ["onnxruntime", "tensorrt-rtx"])
+    with pytest.raises(UserError, match=f"{said}.*leave --group-size.*or use --target"):
+        refuse_for_targets(recipe, ["onnxruntime", "tensorrt"])
+
+
+@pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(bits=4),
+        Recipe(bits=4, group_size=64),
+        Recipe(bits=5),
+        Recipe(bits=8, kv_cache=True),
+        Recipe(bits=8, activations=True),
+    ],
+)
+def test_what_builds_is_not_refused(recipe: Recipe, target: Target) -> None:
+    refuse_for_targets(recipe, [target])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from engines.tensorrt.library import load_library
 from exporter.tracing import cache_layers, trace
 from serving.bundle import DType
 from serving.errors import UserError
+from tests.engines.tensorrt import decoder_graph
 from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
 from tests.engines.tensorrt.test_network import mended
 
@@ -50,6 +51,17 @@ def test_a_checkpoint_builds(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(architecture), dtype=dtype).eval()
     built = build_rtx(trace(model, cache_layers(model)), tmp_path)
+    assert (tmp_path / built.name).stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_fewer_heads_than_fused_kernels_take_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: int
+) -> None:
+    monkeypatch.setattr(decoder_graph, "HEADS", heads)
+    monkeypatch.setattr(decoder_graph, "KV_HEADS", 1)
+    monkeypatch.setattr(decoder_graph, "WIDTH", heads * decoder_graph.DIM)
+    built = build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path)
     assert (tmp_path / built.name).stat().st_size > 100_000
 
 

@@ -1,0 +1,147 @@
+"""Every precision builds, and the engine holds its weights once, as integers."""
+
+import functools
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from engines.pruning.sparsity import prunable_linears, two_largest_of_four, zero_weights
+from engines.quantization.kv_cache import largest_entries, quantize_kv_cache
+from engines.quantization.smoothquant import quantize_w8a8
+from engines.quantization.weight_only import quantizable_weights, quantize_weights
+from engines.quantization.weights import WeightScheme
+from engines.standard import optimize
+from engines.tensorrt.builder import build
+from exporter.tracing import cache_layers, trace
+
+pytest.importorskip("tensorrt_rtx")
+WINDOWS = list(np.random.default_rng(0).integers(0, 512, (2, 24)))
+LARGE = 10_000  # numbers; more than any table of positions or scales here
+
+
+@functools.cache
+def standard_graph(dtype: torch.dtype, *, tied: bool) -> ir.Model:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    graph = trace(model, cache_layers(model))
+    optimize(graph)
+    return graph
+
+
+@pytest.fixture
+def tied() -> ir.Model:
+    return standard_graph(torch.float16, tied=True).clone()
+
+
+def quantize(model: ir.Model, *schemes: WeightScheme) -> None:
+    """Quantise all weights, with these schemes by turns."""
+    names = enumerate(quantizable_weights(model))
+    quantize_weights(model, {name: schemes[i % len(schemes)] for i, name in names})
+
+
+def built(model: ir.Model, directory: Path) -> bytes:
+    """The engine; ``model`` is lowered in place."""
+    made = build(model, directory, target="tensorrt-rtx", max_length=32, batch=3, prefill_chunk=16)
+    return (directory / made.name).read_bytes()
+
+
+def times_stored(engine: bytes, numbers: np.ndarray) -> int:
+    """How often an engine holds a matrix, as it is or transposed; part of it stands for it."""
+    layouts = (numbers, numbers.T)
+    return sum(engine.count(packed(layout)[4096:4224]) for layout in layouts)
+
+
+def packed(numbers: np.ndarray) -> bytes:
+    if numbers.dtype != ml_dtypes.int4:
+        return np.ascontiguousarray(numbers).tobytes()
+    nibbles = numbers.astype(np.uint8).ravel() & 15
+    return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+
+
+def matrices(model: ir.Model) -> dict[str, np.ndarray]:
+    values = model.graph.initializers.values()
+    arrays = {value.name: value.const_value.numpy() for value in values}
+    return {name: array for name, array in arrays.items() if array.size > LARGE}
+
+
+def assert_integers_are_stored_once(model: ir.Model, engine: bytes) -> None:
+    for name, array in matrices(model).items():
+        assert array.dtype in (np.int8, ml_dtypes.int4), name
+        assert times_stored(engine, array) == 1, name
+        if array.dtype == ml_dtypes.int4:
+            assert times_stored(engine, array.astype(np.int8)) == 0, name
+
+
+ROWS, FOURS = WeightScheme(8), WeightScheme(4, 128)
+SCHEMES = {
+    "int8": (ROWS,),
+    "int8 in groups": (WeightScheme(8, 32),),
+    "int4 in groups of 16": (WeightScheme(4, 16),),
+    "int4 in groups of 32": (WeightScheme(4, 32),),
+    "int4 in groups of 64": (WeightScheme(4, 64),),
+    "int4": (FOURS,),
+    "mixed": (ROWS, FOURS),
+}
+
+
+@pytest.mark.parametrize("schemes", SCHEMES.values(), ids=SCHEMES)
+def test_integer_weights(tied: ir.Model, tmp_path: Path, schemes: tuple[WeightScheme, ...]) -> None:
+    quantize(tied, *schemes)
+    assert_integers_are_stored_once(tied, built(tied, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scheme", [ROWS, FOURS], ids=["int8", "int4"])
+def test_other_types_and_an_embedding_of_its_own(
+    tmp_path: Path, dtype: torch.dtype, scheme: WeightScheme
+) -> None:
+    model = standard_graph(dtype, tied=False).clone()
+    quantize(model, scheme)
+    assert_integers_are_stored_once(model, built(model, tmp_path))
+
+
+def test_float_weights(tied: ir.Model, tmp_path: Path) -> None:
+    engine = built(tied, tmp_path)
+    for name, array in matrices(tied).items():
+        assert times_stored(engine, array) == 1, name
+
+
+def test_integer_activations(tied: ir.Model, tmp_path: Path) -> None:
+    with TemporaryDirectory() as workspace:
+        quantize_w8a8(tied, WINDOWS, Path(workspace))
+    assert_integers_are_stored_once(tied, built(tied, tmp_path))
+
+
+@pytest.mark.parametrize("weights", [None, ROWS], ids=["float weights", "int8 weights"])
+def test_integer_cache(tied: ir.Model, tmp_path: Path, weights: WeightScheme | None) -> None:
+    with TemporaryDirectory() as workspace:
+        largest = largest_entries(tied, WINDOWS, Path(workspace))
+    if weights is not None:
+        quantize(tied, weights)
+    quantize_kv_cache(tied, largest)
+    engine = built(tied, tmp_path)
+    assert len(engine) > 100_000
+    if weights is not None:
+        assert_integers_are_stored_once(tied, engine)
+
+
+def test_two_zeros_of_four(tied: ir.Model, tmp_path: Path) -> None:
+    for linear in prunable_linears(tied):
+        zero_weights(linear, two_largest_of_four)
+    quantize(tied, ROWS)
+    assert_integers_are_stored_once(tied, built(tied, tmp_path))
