@@ -103,6 +103,11 @@ def make_plan(
             f"{checkpoint.name} is quantised already, by {checkpoint.packing.method}: leave out "
             "what prunes or quantises its weights, or export the checkpoint that it was made from."
         )
+    if dtype == "bfloat16" and not (pruning.is_empty and recipe.is_empty):
+        raise UserError(
+            "ONNX Runtime has no bfloat16 kernels for the CPU, so what a bfloat16 model loses can't be "
+            "measured: prune and quantise with --fp16 or in float32."
+        )
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
