@@ -105,8 +105,8 @@ def make_plan(
         )
     if dtype == "bfloat16" and not (pruning.is_empty and recipe.is_empty):
         raise UserError(
-            "ONNX Runtime has no bfloat16 kernels for the CPU, so what a bfloat16 model loses can't be "
-            "measured: prune and quantise with --fp16 or in float32."
+            "ONNX Runtime has no bfloat16 kernels for the CPU, so what a bfloat16 model loses "
+            "can't be measured: prune and quantise with --fp16 or in float32."
         )
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
