@@ -19,8 +19,9 @@ from engines.passes.sizes import static_size
 _MICROSOFT = "com.microsoft"
 _BITS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 _BLOCKS = (16, 32, 64, 128, 256)
-# Scales of whole rows are repeated for blocks of this size, with which the kernel is fastest.
-_ROW_BLOCK = 128
+# Scales of whole rows are repeated for blocks of these sizes: large ones are fastest, and those
+# that divide the row need no padding.
+_ROW_BLOCKS = (128, 64, 32)
 # Multiply the integers with activations of 8 bits; the default, floats, is many times slower.
 _ACCURACY_LEVEL = 4
 
@@ -101,7 +102,8 @@ def _read(node: ir.Node | None) -> _Weight | None:
         return None
     axis, rank = node.attributes.get_int("axis", 1), len(scales.shape)
     if (rank, axis) == (1, 0):
-        block = _ROW_BLOCK
+        columns = static_size(integers, 1)
+        block = next((size for size in _ROW_BLOCKS if columns % size == 0), _ROW_BLOCKS[0])
     elif (rank, axis) == (2, 1):
         block = node.attributes.get_int("block_size", 0)
     else:
