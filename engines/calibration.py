@@ -1,6 +1,7 @@
 """Watching a graph's activations on calibration text: what quantisation and pruning choose by."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+import onnxruntime as ort
 
 from engines import onnxruntime as onnxruntime_target
 from engines.linears import Linear, find_linears
@@ -148,15 +150,21 @@ def observe(
     """
     names = [_name(value) for value in values]
     graph = _observed_graph(model, names)
-    onnxruntime_target.write(graph, workspace)
-    session = open_session(workspace / onnxruntime_target.MODEL_FILE, "cpu", None)
-    # Passes may have dropped what these values don't depend on.
-    wanted = {value.name for value in session.get_inputs()}
     outputs = [f"{_OBSERVED}{index}" for index in range(len(names))]
-    for window in windows:
-        feeds = {name: feed for name, feed in _feeds(graph, window).items() if name in wanted}
-        yield dict(zip(names, session.run(outputs, feeds), strict=True))
-    del session
+    with opened(graph, workspace) as session:
+        # Passes may have dropped what these values don't depend on.
+        wanted = {value.name for value in session.get_inputs()}
+        for window in windows:
+            feeds = prefill_feeds(graph, window)
+            known = {name: feed for name, feed in feeds.items() if name in wanted}
+            yield dict(zip(names, session.run(outputs, known), strict=True))
+
+
+@contextmanager
+def opened(graph: ir.Model, workspace: Path) -> Iterator[ort.InferenceSession]:
+    """A session of a lowered graph, whose files are in the directory ``workspace`` meanwhile."""
+    onnxruntime_target.write(graph, workspace)
+    yield open_session(workspace / onnxruntime_target.MODEL_FILE, "cpu", None)
     for file in (onnxruntime_target.MODEL_FILE, onnxruntime_target.WEIGHTS_FILE):
         (workspace / file).unlink()
 
@@ -189,8 +197,8 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-def _feeds(graph: ir.Model, window: IntArray) -> Mapping[str, npt.NDArray[Any]]:
-    """Inputs that prefill one row of tokens over buffers just as long."""
+def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[Any]]:
+    """Inputs that prefill one row of tokens, int64 [n], over buffers just as long."""
     tokens = np.ascontiguousarray(window, np.int64)[None]
     feeds: dict[str, npt.NDArray[Any]] = {
         INPUT_IDS: tokens,
@@ -198,7 +206,7 @@ def _feeds(graph: ir.Model, window: IntArray) -> Mapping[str, npt.NDArray[Any]]:
         LOGITS_POSITIONS: np.arange(tokens.shape[1], dtype=np.int64)[None],
     }
     for value in graph.graph.inputs:
-        if value.name not in feeds:
+        if value.name not in feeds and not value.is_initializer():
             shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
             feeds[_name(value)] = np.zeros(shape, known_type(value).numpy())
     return feeds

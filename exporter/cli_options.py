@@ -1,19 +1,17 @@
 """Options of ``export-llm`` that make a model smaller, and what they ask for."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.options import Command, add_options
 from serving.errors import UserError
 
 if TYPE_CHECKING:
     from engines.pruning.plan import Pruning
     from engines.quality import QualityLimits
     from engines.quantization.recipe import Recipe
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _METHODS = ("round-to-nearest", "awq", "gptq")
 
@@ -38,7 +36,7 @@ def quantization_options(command: Command) -> Command:
         click.option("--asymmetric", is_flag=True, help="Give each scale a zero point."),
         click.option("--int8-kv", is_flag=True, help="Keys and values in 8 bits."),
     )
-    return _add(command, options)
+    return add_options(command, options)
 
 
 def pruning_options(command: Command) -> Command:
@@ -50,7 +48,7 @@ def pruning_options(command: Command) -> Command:
         click.option("--prune-channels", type=float, help="Fraction of MLP channels to remove."),
         click.option("--prune-layers", type=int, default=0, help="Layers to remove."),
     )
-    return _add(command, options)
+    return add_options(command, options)
 
 
 def quality_options(command: Command) -> Command:
@@ -68,7 +66,7 @@ def quality_options(command: Command) -> Command:
             help="Most increase of perplexity, as a fraction: 0.01 is 1%.",
         ),
     )
-    return _add(command, options)
+    return add_options(command, options)
 
 
 def recipe_of(
@@ -134,9 +132,3 @@ def limits_of(*, max_kl: float | None, max_perplexity_increase: float | None) ->
         if limit is not None and not limit >= 0:
             raise UserError(f"{name} {limit:g} isn't possible: give a number from 0.")
     return QualityLimits(max_kl=max_kl, max_perplexity_increase=max_perplexity_increase)
-
-
-def _add(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
-    for option in reversed(options):
-        command = option(command)
-    return command

@@ -1,15 +1,16 @@
 """A base of what is closed at the end of a with block."""
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """A context manager whose end is its ``close``."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free what is held."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter
-from engines.passes.scalars import scalar
 from engines.passes.sizes import known_type, static_size
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -48,8 +47,8 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
     scores = insert.value("Reshape", [scores, split])
     scores = insert.value("Cast", [scores], to=ir.DataType.FLOAT)
     if softcap:
-        scores = insert.value("Mul", [scores, scalar(graph, 1.0 / softcap)])
-        scores = insert.value("Mul", [insert.value("Tanh", [scores]), scalar(graph, softcap)])
+        scores = insert.value("Mul", [scores, insert.number(1.0 / softcap)])
+        scores = insert.value("Mul", [insert.value("Tanh", [scores]), insert.number(softcap)])
     scores = _masked(insert, node, scores)
     weights = insert.value("Softmax", [scores], axis=-1)
     weights = insert.value("Cast", [weights], to=known_type(result))
@@ -72,7 +71,7 @@ def _masked(insert: Inserter, node: ir.Node, scores: ir.Value) -> ir.Value:
         if _softcap(node):
             raise ValueError(f"{node.name}: a soft cap with an additive mask")
         return insert.value("Add", [scores, insert.value("Cast", [mask], to=ir.DataType.FLOAT)])
-    return insert.value("Where", [mask, scores, scalar(insert.graph, _LOWEST)])
+    return insert.value("Where", [mask, scores, insert.number(_LOWEST)])
 
 
 def _causal_mask(

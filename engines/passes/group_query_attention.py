@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from engines.passes.cache_updates import CacheUpdate, find_cache_update
 from engines.passes.insertion import Inserter, Lengths, insert_lengths
+from engines.passes.replacement import replace
 from engines.passes.sizes import known_type, static_size
 from engines.passes.token_layout import replace_heads_first, tokens_first
 from serving.contract import WINDOW_METADATA
@@ -97,7 +98,7 @@ def _replace(
     for update, present in ((key, present_key), (value, present_value)):
         for link in reversed(update.chain[1:]):
             graph.remove(link, safe=True)
-        _replace_output(update.present, present)
+        replace(update.present, present)
         graph.remove(update.scatter, safe=True)
 
 
@@ -115,11 +116,3 @@ def _packed(query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value | Non
     if split.attributes.get_int("axis", 0) not in (-1, 2):
         return None
     return split.inputs[0] if tuple(split.outputs) == (query, keys, values) else None
-
-
-def _replace_output(old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` take the place, shape, type and name of ``old`` among the graph's outputs."""
-    name = old.name
-    old.name = None
-    new.shape, new.type, new.name = old.shape, old.type, name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from engines.initializers import add_initializer
+from engines.passes.replacement import replace
 from serving.contract import INPUT_IDS, PAST_LENGTHS
 
 Attribute = int | float | str | Sequence[int]
@@ -79,10 +80,7 @@ def _constant(graph: ir.Graph, array: npt.NDArray[np.int64] | npt.NDArray[np.flo
 
 def take_place(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Let ``value`` stand for the only output of ``node``, with its name, and remove the node."""
-    result = node.outputs[0]
-    name, result.name = result.name, None
-    value.shape, value.type, value.name = result.shape, result.type, name
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    replace(node.outputs[0], value)
     graph.remove(node, safe=True)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from engines.initializers import add_lazy_initializer
 from engines.linears import Linear, find_linears
 from engines.passes.insertion import Inserter
 from engines.passes.matching import producer
@@ -111,18 +112,13 @@ def _side_by_side(graph: ir.Graph, name: str, values: Sequence[ir.Value], axis: 
     sizes = [static_size(values[0], i) for i in range(len(tensors[0].shape))]
     sizes[axis] = sum(static_size(value, axis) for value in values)
 
-    def join() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis), name=name)
-
-    tensor = ir.LazyTensor(join, dtype=tensors[0].dtype, shape=ir.Shape(sizes), name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(sizes),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
+    return add_lazy_initializer(
+        graph,
+        name,
+        sizes,
+        tensors[0].dtype,
+        lambda: np.concatenate([tensor.numpy() for tensor in tensors], axis),
     )
-    graph.register_initializer(value)
-    return value
 
 
 def _remove(graph: ir.Graph, group: Iterable[_Projection]) -> None:

@@ -7,7 +7,6 @@ instead, and the keys are the whole KV buffer: every step would go over all of i
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter
-from engines.passes.scalars import scalar
 from engines.passes.sizes import known_type, static_size
 
 
@@ -27,7 +26,7 @@ def scale_queries(model: ir.Model) -> None:
             continue
         insert = Inserter(model.graph, node, f"{node.name}/scaled")
         full = query if dtype == ir.DataType.FLOAT else insert.value("Cast", [query], to=1)
-        scaled = insert.value("Mul", [full, scalar(model.graph, scale)])
+        scaled = insert.value("Mul", [full, insert.number(scale)])
         if dtype != ir.DataType.FLOAT:
             scaled = insert.value("Cast", [scaled], to=dtype)
         scaled.type = ir.TensorType(dtype)

@@ -6,6 +6,7 @@ that weight twice, in the layouts of the kernels for a prompt and for one token.
 
 import onnx_ir as ir
 
+from engines.initializers import add_lazy_initializer
 from engines.linears import Linear, find_linears
 from engines.passes.insertion import Inserter
 from engines.passes.replacement import replace
@@ -73,14 +74,6 @@ def _cut(graph: ir.Graph, whole: ir.Value, axis: int, start: int, size: int) -> 
     shape[axis] = size
     where = (*[slice(None)] * axis, slice(start, start + size))
 
-    def part() -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy()[where].copy(), dtype=tensor.dtype, name=name)
-
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=ir.LazyTensor(part, dtype=tensor.dtype, shape=ir.Shape(shape), name=name),
+    return add_lazy_initializer(
+        graph, name, shape, tensor.dtype, lambda: tensor.numpy()[where].copy()
     )
-    graph.register_initializer(value)
-    return value

@@ -9,6 +9,7 @@ times columns doesn't.
 import numpy as np
 import onnx_ir as ir
 
+from engines.initializers import add_lazy_initializer
 from engines.linears import Linear, find_linears
 
 
@@ -37,17 +38,10 @@ def _turned_round(graph: ir.Graph, linear: Linear) -> ir.Value:
     """The weight as [out, in], put together when it is read."""
     stored = linear.weight.const_value
     assert stored is not None
-    name = f"{linear.name}.turned_round"
-    shape = ir.Shape((linear.outputs, linear.inputs))
-
-    def turn() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(stored.numpy().T), dtype=stored.dtype, name=name)
-
-    value = ir.Value(
-        name=name,
-        shape=shape,
-        type=ir.TensorType(stored.dtype),
-        const_value=ir.LazyTensor(turn, dtype=stored.dtype, shape=shape, name=name),
+    return add_lazy_initializer(
+        graph,
+        f"{linear.name}.turned_round",
+        (linear.outputs, linear.inputs),
+        stored.dtype,
+        lambda: np.ascontiguousarray(stored.numpy().T),
     )
-    graph.register_initializer(value)
-    return value

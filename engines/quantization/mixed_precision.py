@@ -6,7 +6,7 @@ knapsack: which weights should get the spare bits.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from engines import onnxruntime as onnxruntime_target
+from engines.calibration import opened, prefill_feeds
 from engines.linears import Linear, find_linears
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.sizes import known_type, static_size
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.quality import QualityTally
 from engines.quantization.weights import WeightScheme, round_to_nearest
-from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.contract import LOGITS
 from serving.engine import IntArray
-from serving.onnxruntime import open_session
 
 Bits = Literal[4, 8]
 LOW: Bits = 4
@@ -89,21 +88,17 @@ def measure_sensitivities(
     for the weights while the graph runs. Raises ValueError where the group size doesn't divide.
     """
     graph, linears = _graph_with_weights_as_inputs(model)
-    onnxruntime_target.write(graph, workspace)
-    session = open_session(workspace / onnxruntime_target.MODEL_FILE, "cpu", None)
-    feeds = [_feeds(graph, window) for window in windows]
-    expected = [session.run([LOGITS], feed)[0][0] for feed in feeds]
     sensitivities = {}
-    for linear in linears:
-        rounded = {linear.name: _rounded(linear, scheme)}
-        tally = QualityTally()
-        for window, feed, reference in zip(windows, feeds, expected, strict=True):
-            got = session.run([LOGITS], feed | rounded)[0][0]
-            tally.add(reference[:-1], got[:-1], np.asarray(window)[1:])
-        sensitivities[linear.name] = tally.quality().mean_kl
-    del session
-    for file in (onnxruntime_target.MODEL_FILE, onnxruntime_target.WEIGHTS_FILE):
-        (workspace / file).unlink()
+    with opened(graph, workspace) as session:
+        feeds = [prefill_feeds(graph, window) for window in windows]
+        expected = [session.run([LOGITS], feed)[0][0] for feed in feeds]
+        for linear in linears:
+            rounded = {linear.name: _rounded(linear, scheme)}
+            tally = QualityTally()
+            for window, feed, reference in zip(windows, feeds, expected, strict=True):
+                got = session.run([LOGITS], feed | rounded)[0][0]
+                tally.add(reference[:-1], got[:-1], np.asarray(window)[1:])
+            sensitivities[linear.name] = tally.quality().mean_kl
     return sensitivities
 
 
@@ -122,23 +117,3 @@ def _rounded(linear: Linear, scheme: WeightScheme) -> npt.NDArray[Any]:
     weight = round_to_nearest(np.ascontiguousarray(linear.array()), scheme).dequantized()
     stored = weight if linear.transposed else weight.T
     return np.ascontiguousarray(stored, known_type(linear.weight).numpy())
-
-
-def _feeds(model: ir.Model, window: IntArray) -> dict[str, npt.NDArray[Any]]:
-    """Inputs that prefill one row of tokens over buffers just as long."""
-    tokens = np.ascontiguousarray(window, np.int64)[None]
-    feeds: dict[str, npt.NDArray[Any]] = {
-        INPUT_IDS: tokens,
-        PAST_LENGTHS: np.zeros(1, np.int64),
-        LOGITS_POSITIONS: np.arange(tokens.shape[1], dtype=np.int64)[None],
-    }
-    for value in _buffers(model):
-        shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
-        feeds[value.name or ""] = np.zeros(shape, known_type(value).numpy())
-    return feeds
-
-
-def _buffers(model: ir.Model) -> Iterator[ir.Value]:
-    """The graph's KV buffers."""
-    scalars = (INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS)
-    return (v for v in model.graph.inputs if v.name not in scalars and not v.is_initializer())

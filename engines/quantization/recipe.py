@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engines.quantization.weight_only import GROUP_SIZES, Method
-from engines.quantization.weights import WeightScheme
+from engines.quantization.weights import GROUP_SIZES, Method, WeightScheme
 from serving.errors import UserError
 
 _GROUP_OF_4_BITS = 128

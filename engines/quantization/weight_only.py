@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +17,9 @@ from engines.quantization.gptq import Gptq
 from engines.quantization.qdq import quantize_initializer
 from engines.quantization.smoothing import can_fold, fold_input_scale, has_own_weight
 from engines.quantization.weights import (
+    GROUP_SIZES,
     Floats,
+    Method,
     QuantizedWeight,
     WeightScheme,
     round_to_nearest,
@@ -27,11 +28,8 @@ from serving.contract import INPUT_IDS
 from serving.engine import IntArray
 from serving.errors import UserError
 
-Method = Literal["round-to-nearest", "awq", "gptq"]
 Schemes = Mapping[str, WeightScheme]
 _Quantizer = Callable[[Floats, WeightScheme], QuantizedWeight]
-
-GROUP_SIZES = (16, 32, 64, 128, 256)
 
 _CHUNK = 1 << 22  # numbers of a weight that are quantised at once
 

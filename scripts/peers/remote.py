@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from serving.closing import Closing
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Worker:
+class Worker(Closing):
     """A running worker of one peer, loaded; ``ready`` is what it said of itself.
 
     Raises PeerError if the peer can't load the model. What it prints goes to ``log``.
@@ -71,14 +72,3 @@ class Worker:
         """End the process; it has nothing to save."""
         self._process.kill()
         self._process.communicate()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -3,21 +3,18 @@
 from time import perf_counter
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, StaticCache
+from transformers import StaticCache
+
+from scripts.peers import transformers as eager
 
 
-class Runner:
+class Runner(eager.Runner):
     """The checkpoint with a cache of ``capacity`` tokens; loading includes the compilation."""
 
-    version = f"{transformers.__version__}, torch {torch.__version__}, compiled"
-    kv_precision = "float32"
+    version = f"{eager.Runner.version}, compiled"
 
-    def __init__(self, model: str, precision: str, threads: int, capacity: int) -> None:  # noqa: ARG002
-        torch.set_num_threads(threads)
-        self._model = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, attn_implementation="sdpa"
-        ).eval()
+    def __init__(self, model: str, precision: str, threads: int, capacity: int) -> None:
+        super().__init__(model, precision, threads, capacity)
         self._decode = torch.compile(self._model.forward, dynamic=False)
         self._cache = StaticCache(self._model.config, max_cache_len=capacity)
         self.generate([1, 2, 3], 4)
@@ -39,8 +36,3 @@ class Runner:
             tokens.append(int(ids))
             times.append(perf_counter() - before)
         return tokens, times
-
-    @torch.inference_mode()
-    def logits(self, prompt: list[int]) -> list[float]:
-        """See worker.Runner."""
-        return self._model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].tolist()

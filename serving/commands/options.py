@@ -12,18 +12,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def bundle_argument(command: Command) -> Command:
     """Add the argument that every command on a bundle has."""
-    return _add(command, (click.argument("bundle", type=click.Path(path_type=Path)),))
+    return add_options(command, (click.argument("bundle", type=click.Path(path_type=Path)),))
 
 
 def json_option(command: Command) -> Command:
     """Add --json."""
-    return _add(command, (click.option("--json", "as_json", is_flag=True, help="Print JSON."),))
+    return add_options(
+        command, (click.option("--json", "as_json", is_flag=True, help="Print JSON."),)
+    )
 
 
 def verify_option(command: Command) -> Command:
     """Add --verify and --no-verify."""
     text = "Compare the files' checksums first (default: yes)."
-    return _add(command, (click.option("--verify/--no-verify", default=True, help=text),))
+    return add_options(command, (click.option("--verify/--no-verify", default=True, help=text),))
 
 
 class LoadOptions(TypedDict):
@@ -67,7 +69,7 @@ def model_options(command: Command) -> Command:
         help="Draft tokens with this smaller model, which has the same tokens.",
     )
     options = (generate_options, speculate, draft, load_options, verify_option)
-    return _add(cast(Command, with_opening), options)
+    return add_options(cast(Command, with_opening), options)
 
 
 def load_options(command: Command) -> Command:
@@ -83,7 +85,7 @@ def load_options(command: Command) -> Command:
             help="Copy float weights into a faster layout: for drafts and several prompts.",
         ),
     )
-    return _add(command, options)
+    return add_options(command, options)
 
 
 def generate_options(command: Command) -> Command:
@@ -102,10 +104,11 @@ def generate_options(command: Command) -> Command:
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
         click.option("--ignore-eos", is_flag=True, help="Go on after EOS tokens."),
     )
-    return _add(command, options)
+    return add_options(command, options)
 
 
-def _add(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+def add_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    """Decorate a command with options, which its help lists in this order."""
     for option in reversed(options):
         command = option(command)
     return command
