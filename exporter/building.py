@@ -20,6 +20,7 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
     """What the manifest says of the graph; pruning may have changed the layers."""
     graph = model.graph
     pasts = [value for value in graph.inputs if (value.name or "").startswith("past_key_values.")]
+    linears = list(find_linears(model))
     windows = attention_windows(model, len(pasts) // 2)
     layers = (
         LayerInfo(
@@ -35,10 +36,16 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
         vocab_size=static_size(graph.outputs[0], 2),
         dtype=plan.dtype,
         quantized_cache="int8" if pasts[0].dtype == ir.DataType.INT8 else None,
-        integer_weights=any(linear.dequantize for linear in find_linears(model)),
+        integer_weights=any(linear.dequantize for linear in linears),
+        integer_activations=any(_is_dequantized(linear.source) for linear in linears),
         layers=tuple(layers),
         max_length=plan.max_length,
     )
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def build_engines(

@@ -66,8 +66,8 @@ class LayerInfo(_Part):
 class GraphInfo(_Part):
     """The decoder graph; ``dtype`` is the type of its logits, and of its KV cache if unquantised.
 
-    Scales of a quantised cache are constants of the graph. The kernels of ``integer_weights`` need
-    them packed when the graph is opened.
+    Scales of a quantised cache are constants of the graph. ``integer_activations`` are those of
+    linear layers.
     """
 
     contract_version: PositiveInt
@@ -75,6 +75,7 @@ class GraphInfo(_Part):
     dtype: DType
     quantized_cache: Literal["int8"] | None = None
     integer_weights: bool = False
+    integer_activations: bool = False
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
     max_length: PositiveInt
 

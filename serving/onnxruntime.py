@@ -24,6 +24,7 @@ from serving.contract import (
 from serving.cuda import CudaBuffer
 from serving.engine import FloatArray, IntArray
 from serving.errors import UserError
+from serving.kernels import library
 from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
 
 Provider = Literal["cpu", "cuda"]
@@ -34,8 +35,9 @@ PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAEx
 class OnnxRuntimeEngine(Closing):
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
 
-    ``prepack`` copies float weights into the kernels' own layout (integer ones always are): steps
-    of several tokens get faster, opening slower, and the weights are no longer shared by processes.
+    ``prepack`` copies float weights into the kernels' own layout: steps of several tokens get
+    faster, opening slower, and the weights are no longer shared by processes. Integer weights are
+    copied without being asked where our own kernels don't run.
 
     Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
     don't fit into memory.
@@ -58,7 +60,7 @@ class OnnxRuntimeEngine(Closing):
         self._dtype = graph.dtype
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
         self._device = provider
-        prepack = prepack or graph.integer_weights
+        prepack = prepack or _needs_packing(graph)
         self._session = open_session(file, provider, threads, prepack=prepack)
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
@@ -125,7 +127,10 @@ def open_session(
             "or open the bundle with provider='cpu'."
         )
     try:
-        session = ort.InferenceSession(graph, session_options(threads, prepack=prepack), [wanted])
+        options = session_options(threads, prepack=prepack)
+        if provider == "cpu" and (kernels := library()):
+            options.register_custom_ops_library(str(kernels))
+        session = ort.InferenceSession(graph, options, [wanted])
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -156,6 +161,11 @@ def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions
     # with its online softmax; single tokens cost the same. ONNX Runtime has no option but this.
     os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     return options
+
+
+def _needs_packing(graph: GraphInfo) -> bool:
+    """Whether ONNX Runtime's kernels for integers run, which are slow on weights as stored."""
+    return graph.integer_activations or (graph.integer_weights and not library())
 
 
 def physical_cores() -> int:

@@ -12,6 +12,7 @@ import click
 
 from serving.commands.options import json_option
 from serving.errors import UserError
+from serving.kernels import instruction_set
 
 if TYPE_CHECKING:
     from serving.onnxruntime import Provider
@@ -53,6 +54,7 @@ def examine() -> Iterator[Check]:
     gpu = _gpu()
     yield gpu
     yield _onnxruntime("ONNX Runtime on the CPU", "cpu", "Install onnxruntime.")
+    yield _kernels()
     remedy = "Install export-llm[cuda] in place of onnxruntime, on a machine with an NVIDIA GPU."
     yield _onnxruntime("ONNX Runtime on CUDA", "cuda", remedy)
     yield _builder("TensorRT-RTX builder", "tensorrt_rtx", "Install export-llm[rtx].")
@@ -89,6 +91,14 @@ def _onnxruntime(name: str, provider: "Provider", remedy: str) -> Check:
     except (ImportError, UserError) as error:
         return Check(name, False, str(error), remedy)
     return Check(name, True, f"version {onnxruntime.__version__}")
+
+
+def _kernels() -> Check:
+    name, used = "Kernels for the CPU", instruction_set()
+    if used is not None:
+        return Check(name, True, used)
+    remedy = "Install a C compiler (gcc or clang) and then export-llm again, without its wheel."
+    return Check(name, False, "ONNX Runtime's own are used", remedy)
 
 
 def _builder(name: str, module: str, remedy: str) -> Check:

@@ -1,0 +1,36 @@
+"""Kernels of our own for ONNX Runtime's CPU provider: C, compiled when the package is installed.
+
+They take the place of ONNX Runtime's for the same operators, so the same bundles run without them:
+where no compiler was found, or the processor lacks AVX2. ``EXPORT_LLM_KERNELS`` in the environment
+chooses: ``none`` leaves ONNX Runtime's, ``avx2`` does without AVX-512.
+"""
+
+import ctypes
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+CHOICE = "EXPORT_LLM_KERNELS"
+
+
+def library() -> Path | None:
+    """The library to register with a session, or None where there is none that works here."""
+    return _built() if instruction_set() else None
+
+
+def instruction_set() -> str | None:
+    """The instruction set that the kernels use here, or None where they don't run."""
+    path = _built()
+    if path is None or os.environ.get(CHOICE) == "none":
+        return None
+    read = ctypes.CDLL(str(path)).instruction_set
+    read.restype = ctypes.c_char_p
+    name: bytes | None = read()
+    return name.decode() if name else None
+
+
+@cache
+def _built() -> Path | None:
+    spec = find_spec("serving.kernels.cpu")
+    return Path(spec.origin) if spec is not None and spec.origin else None

@@ -1,0 +1,167 @@
+/* Products of a few rows of activations with weights as they are stored, lanes along a row. */
+#pragma once
+
+#include "product.h"
+#include "rounding.h"
+#include "vectors.h"
+
+#define FEW 4      /* rows, and columns, that are multiplied at once */
+#define AHEAD 4096 /* bytes of weights that are fetched ahead of their use */
+
+/* Numbers of weights in a vector. */
+static inline int64_t unit_of(int bits) { return VECTOR * 8 / bits; }
+
+/* Where a column's weights start. */
+typedef struct {
+    int64_t index;
+    const uint8_t *numbers;
+    const float *scales;
+} Column;
+
+static inline Column column_of(const Weights *weights, int64_t column) {
+    const int64_t index = smaller_of(column, weights->outputs - 1);
+    const int64_t bytes = padded_inputs(weights) * weights->bits / 8;
+    return (Column){index, weights->numbers + index * bytes,
+                    weights->scales + index * blocks_of(weights)};
+}
+
+/* The zero points of blocks, in the lanes of their numbers. */
+ALWAYS_INLINE Floats zeros_of(const Weights *weights, int64_t column, int64_t block, int count,
+                              int run, int bits) {
+    /* AVX2's products want signed weights of 8 bits. */
+    const float shift = LANES == 8 && bits == 8 ? 128 : 0;
+    if (!weights->zero_points)
+        return floats_all((float)(1 << (bits - 1)) - shift);
+    float zeros[LANES];
+    for (int i = 0; i < count; i++)
+        zeros[i] = (float)zero_point(weights, column, block + i) - shift;
+    return count == 1 ? floats_all(zeros[0]) : floats_spread(zeros, count, run);
+}
+
+/* Products with weights of 8 bits. */
+ALWAYS_INLINE Integers dot_bytes(Integers sum, Integers weights, Integers activations) {
+#ifdef KERNELS_AVX512
+    return dot(sum, weights, activations);
+#else
+    return dot_signed(sum, _mm256_xor_si256(weights, bytes_all(128)), activations);
+#endif
+}
+
+/* Add products of `rows` rows from `row` with FEW columns to totals [FEW][rows]: `units` vectors of
+ * weights from number `start` on, which share the rows' scale. Weights share theirs too unless
+ * `is_spread`: then a vector holds more than one block. */
+ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
+                                const Column *columns, int64_t start, int64_t units, bool is_spread,
+                                Floats (*totals)[FEW], int bits) {
+    const Weights *weights = &product->weights;
+    const int64_t spans = spans_of(weights), unit = unit_of(bits);
+    const int8_t *activations = product->rounded + row * spans * SPAN + start;
+    const int halves = bits == 4 ? 2 : 1;
+    Floats sums[FEW], scales[FEW];
+    UNROLLED for (int r = 0; r < rows; r++) {
+        Integers sum = integers_zero();
+        for (int64_t i = 0; i < units * halves; i++)
+            sum =
+                dot(sum, bytes_all(1), integers_load(activations + r * spans * SPAN + i * VECTOR));
+        sums[r] = to_floats(subtract(integers_zero(), sum));
+        scales[r] = floats_all(product->row_scales[(row + r) * spans + start / SPAN]);
+    }
+    const int64_t block = start >> __builtin_ctzll(weights->block);
+    const int run = (int)(weights->block * bits / 32);
+    const int count =
+        is_spread ? (int)smaller_of(unit / weights->block, blocks_of(weights) - block) : 1;
+    UNROLLED for (int c = 0; c < FEW; c++) {
+        const uint8_t *from = columns[c].numbers + start * bits / 8;
+        Integers products[FEW];
+        UNROLLED for (int r = 0; r < rows; r++) products[r] = integers_zero();
+        for (int64_t i = 0; i < units; i++) {
+            const Integers stored = integers_load(from + i * VECTOR);
+            __builtin_prefetch(from + i * VECTOR + AHEAD);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                const int8_t *numbers = activations + r * spans * SPAN + i * halves * VECTOR;
+                if (bits == 8) {
+                    products[r] = dot_bytes(products[r], stored, integers_load(numbers));
+                } else {
+                    products[r] = dot(products[r], low_nibbles(stored), integers_load(numbers));
+                    products[r] =
+                        dot(products[r], high_nibbles(stored), integers_load(numbers + VECTOR));
+                }
+            }
+        }
+        const Floats zero = zeros_of(weights, columns[c].index, block, count, run, bits);
+        const Floats scale = is_spread ? floats_spread(columns[c].scales + block, count, run)
+                                       : floats_all(columns[c].scales[block]);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            const Floats real = multiply_add(zero, sums[r], to_floats(products[r]));
+            totals[c][r] = multiply_add(real, multiply(scale, scales[r]), totals[c][r]);
+        }
+    }
+}
+
+/* `rows` rows from `row`, times FEW columns from `first`; what isn't an index is known when
+ * compiling. */
+ALWAYS_INLINE void multiply_some(const Product *product, int64_t row, int rows, int64_t first,
+                                 bool is_spread, bool has_one, int bits) {
+    const Weights *weights = &product->weights;
+    const int64_t unit = unit_of(bits), inputs = padded_inputs(weights);
+    const int64_t units = has_one ? 1 : smaller_of(weights->block, SPAN) / unit;
+    Column columns[FEW];
+    Floats totals[FEW][FEW];
+    UNROLLED for (int c = 0; c < FEW; c++) {
+        columns[c] = column_of(weights, first + c);
+        UNROLLED for (int r = 0; r < rows; r++) totals[c][r] = floats_all(0);
+    }
+    int64_t start = 0;
+    for (; start + units * unit <= inputs; start += units * unit)
+        add_products(product, row, rows, columns, start, units, is_spread, totals, bits);
+    if (is_spread && start < inputs) {
+        uint8_t padded[FEW][VECTOR] = {0};
+        for (int c = 0; c < FEW; c++) {
+            memcpy(padded[c], columns[c].numbers + start * bits / 8, (inputs - start) * bits / 8);
+            columns[c].numbers = padded[c] - start * bits / 8;
+        }
+        add_products(product, row, rows, columns, start, 1, is_spread, totals, bits);
+    }
+    const int64_t left = weights->outputs - first;
+    UNROLLED for (int c = 0; c < FEW; c++) UNROLLED for (int r = 0; r < rows; r++) if (c < left)
+        product->result[(row + r) * weights->outputs + first + c] =
+        sum_of(totals[c][r]) + (product->bias ? product->bias[first + c] : 0);
+}
+
+ALWAYS_INLINE void multiply_part(const Product *product, int64_t first, bool is_spread,
+                                 bool has_one, int bits) {
+    const int64_t last = smaller_of(first + PART_COLUMNS, product->weights.outputs);
+    for (int64_t row = 0; row < product->rows; row += FEW)
+        for (int64_t column = first; column < last; column += FEW)
+            switch (smaller_of(FEW, product->rows - row)) {
+            case 1:
+                multiply_some(product, row, 1, column, is_spread, has_one, bits);
+                break;
+            case 2:
+                multiply_some(product, row, 2, column, is_spread, has_one, bits);
+                break;
+            case 3:
+                multiply_some(product, row, 3, column, is_spread, has_one, bits);
+                break;
+            default:
+                multiply_some(product, row, 4, column, is_spread, has_one, bits);
+            }
+}
+
+ALWAYS_INLINE void multiply_few_of(const Product *product, int64_t first, int bits) {
+    const int64_t unit = unit_of(bits), shared = smaller_of(product->weights.block, SPAN);
+    if (shared < unit)
+        multiply_part(product, first, true, true, bits);
+    else if (shared == unit)
+        multiply_part(product, first, false, true, bits);
+    else
+        multiply_part(product, first, false, false, bits);
+}
+
+static void multiply_few(void *data, size_t part) {
+    const Product *product = data;
+    if (product->weights.bits == 4)
+        multiply_few_of(product, part * PART_COLUMNS, 4);
+    else
+        multiply_few_of(product, part * PART_COLUMNS, 8);
+}

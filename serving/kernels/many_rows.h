@@ -1,0 +1,205 @@
+/* Products of many rows of activations with tiles of weights that are unpacked first, lanes along
+ * columns: 4 numbers of a row meet those of a vector of columns. */
+#pragma once
+
+#include <string.h>
+
+#include "product.h"
+#include "rounding.h"
+#include "vectors.h"
+
+#define TILE (2 * LANES) /* columns of a tile */
+#define DEPTH 2048       /* numbers of a column that are unpacked at once */
+#define REST_ROWS 4      /* rows that are multiplied at once where TILE_ROWS are too many */
+
+/* Columns [TILE] of weights as signed bytes, DEPTH numbers of each. */
+typedef struct {
+    int32_t fours[DEPTH / 4][TILE];   /* four numbers in each */
+    int32_t starts[DEPTH / 16][TILE]; /* what takes the activations' offset out of a block */
+    float scales[DEPTH / 16][TILE];
+    int64_t run; /* numbers in a row of `starts` and `scales` */
+} Tile;
+
+static inline int32_t less_zero_point(uint32_t four, int zero) {
+    return (int32_t)(((four | 0x80808080u) - 0x01010101u * (uint32_t)zero) ^ 0x80808080u);
+}
+
+static inline void unpack_column(const Weights *weights, int64_t column, int64_t from,
+                                 int64_t count, int place, Tile *tile) {
+    const int64_t blocks = blocks_of(weights);
+    const uint8_t *row = weights->numbers + column * padded_inputs(weights) * weights->bits / 8;
+    for (int64_t start = 0; start < count; start += tile->run) {
+        const int64_t block = (from + start) >> __builtin_ctzll(weights->block);
+        const int zero = zero_point(weights, column, block);
+        tile->scales[start / tile->run][place] = weights->scales[column * blocks + block];
+        const uint8_t *bytes = row + (from + start) * weights->bits / 8;
+        if (weights->bits == 4)
+            for (int64_t i = 0; i < tile->run / 8; i++) {
+                uint32_t eight;
+                memcpy(&eight, bytes + 4 * i, 4);
+                int32_t (*fours)[TILE] = tile->fours + start / 4 + 2 * i;
+                fours[0][place] = less_zero_point(eight & 0x0f0f0f0f, zero);
+                fours[1][place] = less_zero_point(eight >> 4 & 0x0f0f0f0f, zero);
+            }
+        else
+            for (int64_t i = 0; i < tile->run / 4; i++) {
+                uint32_t four;
+                memcpy(&four, bytes + 4 * i, 4);
+                tile->fours[start / 4 + i][place] = (int32_t)(four ^ 0x80808080u);
+            }
+    }
+}
+
+static void unpack_tile(const Product *product, int64_t column, int64_t from, int64_t count,
+                        Tile *tile) {
+    const Weights *weights = &product->weights;
+    tile->run = smaller_of(weights->block, SPAN);
+    const int columns = (int)smaller_of(TILE, weights->outputs - column);
+    if (columns < TILE)
+        memset(tile->fours, 0, sizeof tile->fours);
+    for (int place = 0; place < columns; place++)
+        unpack_column(weights, column + place, from, count, place, tile);
+    const int offset = offset_of(product);
+    for (int64_t block = 0; block < count / tile->run; block++)
+        for (int half = 0; half < TILE; half += LANES) {
+            Integers sum = integers_zero();
+            for (int64_t i = 0; offset && i < tile->run / 4; i++)
+                sum = dot(sum, bytes_all(offset),
+                          integers_load(tile->fours[block * tile->run / 4 + i] + half));
+            integers_store(tile->starts[block] + half, subtract(integers_zero(), sum));
+        }
+}
+
+/* Four numbers of every row of a group, for each four of a column. */
+typedef const int32_t (*Fours)[TILE_ROWS];
+
+/* Add products of `steps` fours to sums [rows][2]. */
+ALWAYS_INLINE void dot_fours(Integers (*sums)[2], const int32_t (*weights)[TILE], Fours activations,
+                             int64_t steps, int rows) {
+    for (int64_t step = 0; step < steps; step++) {
+        const Integers left = integers_load(weights[step]);
+        const Integers right = integers_load(weights[step] + LANES);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            const Integers four = bytes_repeat(activations[step] + r);
+#ifdef KERNELS_AVX512
+            sums[r][0] = dot(sums[r][0], four, left);
+            sums[r][1] = dot(sums[r][1], four, right);
+#else
+            sums[r][0] = dot_signed(sums[r][0], left, four);
+            sums[r][1] = dot_signed(sums[r][1], right, four);
+#endif
+        }
+    }
+}
+
+#ifndef KERNELS_AVX512
+/* The same for weights of 4 bits: four sums of two products each fit into 16 bits. */
+ALWAYS_INLINE void dot_small_fours(Integers (*sums)[2], const int32_t (*weights)[TILE],
+                                   Fours activations, int64_t steps, int rows) {
+    const __m256i one = _mm256_set1_epi16(1);
+    for (int64_t step = 0; step < steps; step += 4) {
+        Integers pairs[TILE_ROWS][2];
+        UNROLLED for (int r = 0; r < rows; r++) pairs[r][0] = pairs[r][1] = integers_zero();
+        UNROLLED for (int i = 0; i < 4; i++) {
+            const Integers left = integers_load(weights[step + i]);
+            const Integers right = integers_load(weights[step + i] + LANES);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                const Integers four = bytes_repeat(activations[step + i] + r);
+                pairs[r][0] = _mm256_add_epi16(pairs[r][0], _mm256_maddubs_epi16(four, left));
+                pairs[r][1] = _mm256_add_epi16(pairs[r][1], _mm256_maddubs_epi16(four, right));
+            }
+        }
+        UNROLLED for (int r = 0; r < rows; r++) for (int half = 0; half < 2; half++) sums[r][half] =
+            _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(pairs[r][half], one));
+    }
+}
+#endif
+
+/* Add products of one block to sums [rows][2]. */
+ALWAYS_INLINE void dot_block(Integers (*sums)[2], const int32_t (*weights)[TILE], Fours activations,
+                             int64_t steps, int rows, int bits) {
+#ifndef KERNELS_AVX512
+    if (bits == 4) {
+        dot_small_fours(sums, weights, activations, steps, rows);
+        return;
+    }
+#endif
+    (void)bits;
+    dot_fours(sums, weights, activations, steps, rows);
+}
+
+/* `rows` rows from `row`, a count known when compiling, times the tile; to results [rows][TILE]. */
+ALWAYS_INLINE void multiply_rows(const Product *product, const Tile *tile, int64_t column,
+                                 int64_t row, int rows, int64_t from, int64_t count,
+                                 float (*results)[TILE], int bits) {
+    const int64_t spans = spans_of(&product->weights);
+    const int64_t group = row / TILE_ROWS * spans * SPAN + from;
+    const Fours activations = (Fours)(product->rounded + group * TILE_ROWS + 4 * (row % TILE_ROWS));
+    const float *scales = product->row_scales + row * spans;
+    UNROLLED for (int r = 0; r < rows; r++) {
+        const float *out = (const float *)product->result +
+                           smaller_of(row + r, product->rows - 1) * product->weights.outputs +
+                           column;
+        for (int c = 0; c < TILE; c += 16)
+            __builtin_prefetch(out + c, 1);
+        memset(results[r], 0, sizeof results[r]);
+    }
+    for (int64_t start = 0; start < count; start += tile->run) {
+        const int64_t block = start / tile->run;
+        Integers sums[TILE_ROWS][2];
+        UNROLLED for (int r = 0; r < rows; r++) for (int half = 0; half < 2; half++) sums[r][half] =
+            integers_load(tile->starts[block] + half * LANES);
+        dot_block(sums, tile->fours + start / 4, activations + start / 4, tile->run / 4, rows,
+                  bits);
+        for (int half = 0; half < 2; half++) {
+            const Floats weight_scale = floats_load(tile->scales[block] + half * LANES);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                float *result = results[r] + half * LANES;
+                const Floats scale =
+                    multiply(weight_scale, floats_all(scales[r * spans + (from + start) / SPAN]));
+                floats_store(result,
+                             multiply_add(to_floats(sums[r][half]), scale, floats_load(result)));
+            }
+        }
+    }
+}
+
+static void add_results(const Product *product, int64_t row, int rows, int64_t column, int64_t from,
+                        float (*results)[TILE]) {
+    const int columns = (int)smaller_of(TILE, product->weights.outputs - column);
+    for (int r = 0; r < smaller_of(rows, product->rows - row); r++) {
+        float *total = (float *)product->result + (row + r) * product->weights.outputs + column;
+        for (int c = 0; c < columns; c++)
+            total[c] = (from            ? total[c]
+                        : product->bias ? product->bias[column + c]
+                                        : 0) +
+                       results[r][c];
+    }
+}
+
+ALWAYS_INLINE void multiply_columns(const Product *product, int64_t column, int bits) {
+    Tile tile;
+    const int64_t inputs = padded_inputs(&product->weights);
+    for (int64_t from = 0; from < inputs; from += DEPTH) {
+        const int64_t count = smaller_of(DEPTH, inputs - from);
+        unpack_tile(product, column, from, count, &tile);
+        float results[TILE_ROWS][TILE];
+        int64_t row = 0;
+        for (; row + TILE_ROWS <= product->rows; row += TILE_ROWS) {
+            multiply_rows(product, &tile, column, row, TILE_ROWS, from, count, results, bits);
+            add_results(product, row, TILE_ROWS, column, from, results);
+        }
+        for (; row < product->rows; row += REST_ROWS) {
+            multiply_rows(product, &tile, column, row, REST_ROWS, from, count, results, bits);
+            add_results(product, row, REST_ROWS, column, from, results);
+        }
+    }
+}
+
+static void multiply_tile(void *data, size_t part) {
+    const Product *product = data;
+    if (product->weights.bits == 4)
+        multiply_columns(product, part * TILE, 4);
+    else
+        multiply_columns(product, part * TILE, 8);
+}

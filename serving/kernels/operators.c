@@ -1,0 +1,129 @@
+/* Registering the operators with an ONNX Runtime session.
+ *
+ * ONNX Runtime takes a registered kernel before its own of the same name and domain: graphs are the
+ * same with and without this library.
+ */
+#include "operators.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORTED __attribute__((visibility("default")))
+
+const ProductKernels *product_kernels(void) {
+    const char *choice = getenv("EXPORT_LLM_KERNELS");
+    const bool is_avx2 = choice && strcmp(choice, "avx2") == 0;
+    __builtin_cpu_init();
+    if (!is_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni"))
+        return &product_kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &product_kernels_avx2;
+    return NULL;
+}
+
+/* The instruction set in use, or NULL where this processor has none that the kernels are for. */
+EXPORTED const char *instruction_set(void) {
+    const ProductKernels *kernels = product_kernels();
+    return kernels ? kernels->name : NULL;
+}
+
+/* What ONNX Runtime calls; the name is its own. */
+EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
+    const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
+    OpDomain *domain;
+    TRY(create_domain(api)("com.microsoft", &domain));
+    TRY(add_to_domain(api)(domain, &float_matmul_n_bits));
+    TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
+    return add_domain(api)(options, domain);
+}
+
+static Status *data_and_type(const Api *api, const Value *value, const void **data,
+                             ElementType *type) {
+    void *found;
+    TRY(tensor_data(api)(value, &found));
+    *data = found;
+    if (!type)
+        return NULL;
+    TensorInfo *info;
+    TRY(tensor_info(api)(value, &info));
+    Status *status = element_type(api)(info, type);
+    release_tensor_info(api)(info);
+    return status;
+}
+
+Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, const void **data,
+                        ElementType *type) {
+    size_t count;
+    int is_constant = 0;
+    const Value *value = NULL;
+    *data = NULL;
+    TRY(node_input_count(api)(info, &count));
+    if (index < count)
+        TRY(constant_input(api)(info, index, &is_constant, &value));
+    return is_constant && value ? data_and_type(api, value, data, type) : NULL;
+}
+
+Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data) {
+    size_t count;
+    const Value *value = NULL;
+    *data = NULL;
+    TRY(kernel_input_count(api)(context, &count));
+    if (index < count)
+        TRY(kernel_input(api)(context, index, &value));
+    return value ? data_and_type(api, value, data, NULL) : NULL;
+}
+
+Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
+                    size_t most, size_t *rank, ElementType *type) {
+    const Value *value;
+    TensorInfo *info;
+    TRY(kernel_input(api)(context, index, &value));
+    TRY(tensor_info(api)(value, &info));
+    Status *status = element_type(api)(info, type);
+    if (!status)
+        status = dimension_count(api)(info, rank);
+    if (!status && (*rank == 0 || *rank > most))
+        status = create_status(api)(FAIL, "a tensor has too few or too many dimensions");
+    if (!status)
+        status = dimensions(api)(info, sizes, *rank);
+    release_tensor_info(api)(info);
+    return status;
+}
+
+const char *on_the_cpu(const CustomOp *op) {
+    (void)op;
+    return NULL;
+}
+
+size_t one_output(const CustomOp *op) {
+    (void)op;
+    return 1;
+}
+
+Characteristic required(const CustomOp *op, size_t index) {
+    (void)op, (void)index;
+    return REQUIRED;
+}
+
+int default_memory(const CustomOp *op, size_t index) {
+    (void)op, (void)index;
+    return 0;
+}
+
+int no_variadic(const CustomOp *op) {
+    (void)op;
+    return 0;
+}
+
+int first_version(const CustomOp *op) {
+    (void)op;
+    return 1;
+}
+
+int last_version(const CustomOp *op) {
+    (void)op;
+    return INT32_MAX;
+}

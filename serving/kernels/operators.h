@@ -1,0 +1,45 @@
+/* What the operators here have in common. */
+#pragma once
+
+#include "onnxruntime_abi.h"
+#include "product.h"
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        Status *status_ = (call);                                                                  \
+        if (status_)                                                                               \
+            return status_;                                                                        \
+    } while (0)
+
+extern const CustomOp float_matmul_n_bits, half_matmul_n_bits;
+
+/* The functions for this processor, or NULL where it lacks AVX2. */
+const ProductKernels *product_kernels(void);
+
+/* A constant input's data and, unless NULL is given for it, its type; NULL where it isn't given. */
+Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, const void **data,
+                        ElementType *type);
+
+/* An input's data, NULL where it isn't given. */
+Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data);
+
+/* An input's shape and type. Fails where it has no dimension, or more than `most`. */
+Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
+                    size_t most, size_t *rank, ElementType *type);
+
+/* What all operators of one output answer alike. */
+const char *on_the_cpu(const CustomOp *op);
+size_t one_output(const CustomOp *op);
+Characteristic required(const CustomOp *op, size_t index);
+int default_memory(const CustomOp *op, size_t index);
+int no_variadic(const CustomOp *op);
+int first_version(const CustomOp *op);
+int last_version(const CustomOp *op);
+
+#define OPERATOR_WITH_ONE_OUTPUT                                                                   \
+    .version = VERSION_WITH_PARALLEL_FOR, .get_provider = on_the_cpu,                              \
+    .get_output_count = one_output, .get_output_characteristic = required,                         \
+    .get_input_memory_type = default_memory, .get_variadic_input_arity = no_variadic,              \
+    .get_variadic_input_homogeneity = no_variadic, .get_variadic_output_arity = no_variadic,       \
+    .get_variadic_output_homogeneity = no_variadic, .get_start_version = first_version,            \
+    .get_end_version = last_version

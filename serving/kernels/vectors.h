@@ -1,0 +1,131 @@
+/* Vector operations that the kernels are written in, for the instruction set of the including file.
+ *
+ * KERNELS_AVX512 asks for AVX-512 with VNNI; AVX2, FMA and F16C are what is asked for without it.
+ */
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 16")
+
+#ifdef KERNELS_AVX512
+
+#define LANES 16
+#define VECTOR 64 /* bytes */
+typedef __m512 Floats;
+typedef __m512i Integers; /* 64 of 8 bits or 16 of 32 */
+
+static inline Floats floats_all(float x) { return _mm512_set1_ps(x); }
+static inline Floats floats_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline Floats halves_load(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline void halves_store(uint16_t *p, Floats x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void floats_store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
+static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+static inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
+static inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
+static inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
+
+static inline Integers integers_zero(void) { return _mm512_setzero_si512(); }
+static inline Integers bytes_all(int x) { return _mm512_set1_epi8((char)x); }
+static inline Integers bytes_repeat(const void *four) {
+    return _mm512_set1_epi32(*(const int32_t *)four);
+}
+static inline Integers integers_load(const void *p) { return _mm512_loadu_si512(p); }
+static inline void integers_store(void *p, Integers x) { _mm512_storeu_si512(p, x); }
+static inline Integers subtract(Integers a, Integers b) { return _mm512_sub_epi32(a, b); }
+static inline Integers low_nibbles(Integers x) { return _mm512_and_si512(x, bytes_all(15)); }
+static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+static inline Floats to_floats(Integers x) { return _mm512_cvtepi32_ps(x); }
+static inline Integers to_integers(Floats x) { return _mm512_cvtps_epi32(x); }
+
+/* The first numbers at p, each repeated in `run` lanes; no others are read. */
+static inline Floats floats_spread(const float *p, int count, int run) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i place = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(__builtin_ctz(run)));
+    return _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p));
+}
+
+/* Each 32-bit lane of `sum` plus four products of unsigned and of signed bytes. */
+static inline Integers dot(Integers sum, Integers is_unsigned, Integers is_signed) {
+    /* GCC 12 moves every sum to another register and back round the intrinsic. */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(is_unsigned), "v"(is_signed));
+    return sum;
+}
+
+#else
+
+#define LANES 8
+#define VECTOR 32 /* bytes */
+typedef __m256 Floats;
+typedef __m256i Integers; /* 32 of 8 bits or 8 of 32 */
+
+static inline Floats floats_all(float x) { return _mm256_set1_ps(x); }
+static inline Floats floats_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline Floats halves_load(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline void halves_store(uint16_t *p, Floats x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void floats_store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+static inline float sum_of(Floats x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+static inline float largest_of(Floats x) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+static inline Integers integers_zero(void) { return _mm256_setzero_si256(); }
+static inline Integers bytes_all(int x) { return _mm256_set1_epi8((char)x); }
+static inline Integers bytes_repeat(const void *four) {
+    return _mm256_set1_epi32(*(const int32_t *)four);
+}
+static inline Integers integers_load(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+static inline void integers_store(void *p, Integers x) { _mm256_storeu_si256((__m256i *)p, x); }
+static inline Integers subtract(Integers a, Integers b) { return _mm256_sub_epi32(a, b); }
+static inline Integers low_nibbles(Integers x) { return _mm256_and_si256(x, bytes_all(15)); }
+static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+static inline Floats to_floats(Integers x) { return _mm256_cvtepi32_ps(x); }
+static inline Integers to_integers(Floats x) { return _mm256_cvtps_epi32(x); }
+
+/* The first numbers at p, each repeated in `run` lanes; no others are read. */
+static inline Floats floats_spread(const float *p, int count, int run) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i place = _mm256_srl_epi32(lane, _mm_cvtsi32_si128(__builtin_ctz(run)));
+    __m256i is_read = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+    return _mm256_permutevar8x32_ps(_mm256_maskload_ps(p, is_read), place);
+}
+
+/* Each 32-bit lane of `sum` plus four products of unsigned and of signed bytes; sums of two
+ * products must fit into 16 bits. */
+static inline Integers dot(Integers sum, Integers is_unsigned, Integers is_signed) {
+    Integers pairs = _mm256_maddubs_epi16(is_unsigned, is_signed);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* The same for signed bytes. */
+static inline Integers dot_signed(Integers sum, Integers weights, Integers activations) {
+    return dot(sum, _mm256_abs_epi8(weights), _mm256_sign_epi8(activations, weights));
+}
+
+#endif
