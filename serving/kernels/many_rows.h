@@ -24,41 +24,38 @@ static inline int32_t less_zero_point(uint32_t four, int zero) {
     return (int32_t)(((four | 0x80808080u) - 0x01010101u * (uint32_t)zero) ^ 0x80808080u);
 }
 
-static inline void unpack_column(const Weights *weights, int64_t column, int64_t from,
-                                 int64_t count, int place, Tile *tile) {
-    const int64_t blocks = blocks_of(weights);
-    const uint8_t *row = weights->numbers + column * padded_inputs(weights) * weights->bits / 8;
-    for (int64_t start = 0; start < count; start += tile->run) {
-        const int64_t block = (from + start) >> __builtin_ctzll(weights->block);
-        const int zero = zero_point(weights, column, block);
-        tile->scales[start / tile->run][place] = weights->scales[column * blocks + block];
-        const uint8_t *bytes = row + (from + start) * weights->bits / 8;
-        if (weights->bits == 4)
-            for (int64_t i = 0; i < tile->run / 8; i++) {
-                uint32_t eight;
-                memcpy(&eight, bytes + 4 * i, 4);
-                int32_t (*fours)[TILE] = tile->fours + start / 4 + 2 * i;
-                fours[0][place] = less_zero_point(eight & 0x0f0f0f0f, zero);
-                fours[1][place] = less_zero_point(eight >> 4 & 0x0f0f0f0f, zero);
-            }
-        else
-            for (int64_t i = 0; i < tile->run / 4; i++) {
-                uint32_t four;
-                memcpy(&four, bytes + 4 * i, 4);
-                tile->fours[start / 4 + i][place] = (int32_t)(four ^ 0x80808080u);
-            }
+/* Unpack numbers from `start` of one column, a run of them, to the tile's block `run`. */
+ALWAYS_INLINE void unpack_run(const Weights *weights, int64_t column, int64_t start, int64_t run,
+                              int place, Tile *tile, int bits) {
+    const int64_t block = start >> __builtin_ctzll(weights->block);
+    const int64_t row = column * padded_inputs(weights);
+    const uint8_t *bytes = weights->numbers + (row + start) * bits / 8;
+    const int zero = zero_point(weights, column, block);
+    int32_t (*fours)[TILE] = tile->fours + run * tile->run / 4;
+    tile->scales[run][place] = weights->scales[column * blocks_of(weights) + block];
+    for (int64_t i = 0; i < tile->run * bits / 32; i++) {
+        uint32_t word;
+        memcpy(&word, bytes + 4 * i, 4);
+        if (bits == 8) {
+            fours[i][place] = (int32_t)(word ^ 0x80808080u);
+        } else {
+            fours[2 * i][place] = less_zero_point(word & 0x0f0f0f0f, zero);
+            fours[2 * i + 1][place] = less_zero_point(word >> 4 & 0x0f0f0f0f, zero);
+        }
     }
 }
 
-static void unpack_tile(const Product *product, int64_t column, int64_t from, int64_t count,
-                        Tile *tile) {
+ALWAYS_INLINE void unpack_tile(const Product *product, int64_t column, int64_t from, int64_t count,
+                               Tile *tile, int bits) {
     const Weights *weights = &product->weights;
     tile->run = smaller_of(weights->block, SPAN);
     const int columns = (int)smaller_of(TILE, weights->outputs - column);
     if (columns < TILE)
         memset(tile->fours, 0, sizeof tile->fours);
-    for (int place = 0; place < columns; place++)
-        unpack_column(weights, column + place, from, count, place, tile);
+    /* Column by column, every number would go to another line of the cache. */
+    for (int64_t run = 0; run < count / tile->run; run++)
+        for (int place = 0; place < columns; place++)
+            unpack_run(weights, column + place, from + run * tile->run, run, place, tile, bits);
     const int offset = offset_of(product);
     for (int64_t block = 0; block < count / tile->run; block++)
         for (int half = 0; half < TILE; half += LANES) {
@@ -182,7 +179,7 @@ ALWAYS_INLINE void multiply_columns(const Product *product, int64_t column, int 
     const int64_t inputs = padded_inputs(&product->weights);
     for (int64_t from = 0; from < inputs; from += DEPTH) {
         const int64_t count = smaller_of(DEPTH, inputs - from);
-        unpack_tile(product, column, from, count, &tile);
+        unpack_tile(product, column, from, count, &tile, bits);
         float results[TILE_ROWS][TILE];
         int64_t row = 0;
         for (; row + TILE_ROWS <= product->rows; row += TILE_ROWS) {

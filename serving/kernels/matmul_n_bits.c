@@ -12,7 +12,7 @@
 enum { SOURCE, NUMBERS, SCALES, ZERO_POINTS, ORDER, BIAS, INPUTS };
 
 /* Rows from which it pays to unpack tiles of weights. */
-#define MANY_ROWS 8
+#define MANY_ROWS 12
 #define MOST_DIMENSIONS 8
 
 typedef struct {
@@ -103,8 +103,7 @@ static Status *multiply(const MatMul *matmul, const KernelContext *context, Prod
     void (*multiply_part)(void *, size_t) =
         product->is_tiled ? kernels->multiply_tile : kernels->multiply_few;
     const int64_t parts = (product->weights.outputs + part - 1) / part;
-    Status *status =
-        parallel_for(matmul->api)(context, kernels->round_row, product->rows, 0, product);
+    Status *status = parallel_for(matmul->api)(context, kernels->round_group, groups, 0, product);
     if (!status)
         status = parallel_for(matmul->api)(context, multiply_part, parts, 0, product);
     free(product->rounded);

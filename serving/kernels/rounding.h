@@ -19,55 +19,68 @@ static inline int offset_of(const Product *product) {
     return product->is_tiled && (LANES == 16 || product->weights.bits == 4) ? 128 : 0;
 }
 
-/* Round SPAN numbers to 8 bits and return their scale. */
-static inline float round_span(const float *numbers, int32_t *rounded) {
+/* Round SPAN numbers to 8 bits, `offset` higher, and return their scale. */
+static inline float round_span(const float *numbers, int offset, int8_t *rounded) {
     Floats most = floats_all(0);
     for (int i = 0; i < SPAN; i += LANES)
         most = larger(most, magnitude(floats_load(numbers + i)));
     const float largest = largest_of(most);
     const Floats factor = floats_all(largest > 0 ? 127 / largest : 0);
-    for (int i = 0; i < SPAN; i += LANES)
-        integers_store(rounded + i, to_integers(multiply(floats_load(numbers + i), factor)));
+    for (int i = 0; i < SPAN; i += LANES) {
+        const Integers nearest = to_integers(multiply(floats_load(numbers + i), factor));
+        narrow_store(rounded + i, add_all(nearest, offset));
+    }
     return largest / 127;
 }
 
-/* Narrow SPAN integers to bytes, each run of 2 * half in the order of unpacked nibbles: first the
- * even ones. A half of SPAN leaves the order alone. */
-static inline void narrow_span(const int32_t *integers, int offset, int half, int8_t *bytes) {
-    if (half == SPAN) {
-        for (int i = 0; i < SPAN; i++)
-            bytes[i] = (int8_t)(integers[i] + offset);
-        return;
+/* Nibbles are unpacked to the even numbers of a run and then the odd ones: part runs of 8 alike. */
+static inline void part_eights(int8_t *bytes) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    for (int i = 0; i < SPAN; i += 16) {
+        const __m128i run = _mm_loadu_si128((const __m128i *)(bytes + i));
+        _mm_storeu_si128((__m128i *)(bytes + i), _mm_shuffle_epi8(run, order));
     }
-    for (int run = 0; run < SPAN; run += 2 * half)
-        for (int i = 0; i < half; i++) {
-            bytes[run + i] = (int8_t)(integers[run + 2 * i] + offset);
-            bytes[run + half + i] = (int8_t)(integers[run + 2 * i + 1] + offset);
-        }
 }
 
-static void round_row(void *data, size_t row) {
-    const Product *product = data;
-    const Weights *weights = &product->weights;
-    const int64_t spans = spans_of(weights);
-    const int half = weights->bits == 8 ? SPAN : product->is_tiled ? 4 : VECTOR;
-    for (int64_t span = 0; span < spans; span++) {
-        float numbers[SPAN] = {0};
-        int32_t integers[SPAN];
-        int8_t bytes[SPAN];
-        const int64_t left = weights->inputs - span * SPAN;
-        if (left > 0)
-            memcpy(numbers, product->source + row * weights->inputs + span * SPAN,
-                   smaller_of(left, SPAN) * sizeof(float));
-        product->row_scales[row * spans + span] = round_span(numbers, integers);
-        narrow_span(integers, offset_of(product), half, bytes);
-        if (!product->is_tiled) {
-            memcpy(product->rounded + (row * spans + span) * SPAN, bytes, SPAN);
-            continue;
+/* The same for runs of two vectors. */
+static inline void part_vectors(int8_t *bytes) {
+    int8_t parted[SPAN];
+    for (int run = 0; run < SPAN; run += 2 * VECTOR)
+        for (int i = 0; i < VECTOR; i++) {
+            parted[run + i] = bytes[run + 2 * i];
+            parted[run + VECTOR + i] = bytes[run + 2 * i + 1];
         }
-        const int64_t group = (row / TILE_ROWS * spans + span) * SPAN * TILE_ROWS;
-        for (int i = 0; i < SPAN / 4; i++)
-            memcpy(product->rounded + group + 4 * (i * TILE_ROWS + row % TILE_ROWS), bytes + 4 * i,
-                   4);
+    memcpy(bytes, parted, SPAN);
+}
+
+/* Round the numbers of one row that are in one span. */
+static inline void round_part(const Product *product, int64_t row, int64_t span) {
+    const Weights *weights = &product->weights;
+    const int64_t spans = spans_of(weights), left = weights->inputs - span * SPAN;
+    const float *numbers = product->source + row * weights->inputs + span * SPAN;
+    float padded[SPAN] = {0};
+    int8_t bytes[SPAN];
+    if (left < SPAN)
+        numbers = memcpy(padded, numbers, left > 0 ? left * sizeof(float) : 0);
+    product->row_scales[row * spans + span] = round_span(numbers, offset_of(product), bytes);
+    if (weights->bits == 4 && product->is_tiled)
+        part_eights(bytes);
+    else if (weights->bits == 4)
+        part_vectors(bytes);
+    if (!product->is_tiled) {
+        memcpy(product->rounded + (row * spans + span) * SPAN, bytes, SPAN);
+        return;
     }
+    const int64_t group = (row / TILE_ROWS * spans + span) * SPAN * TILE_ROWS;
+    int8_t *fours = product->rounded + group + 4 * (row % TILE_ROWS);
+    for (int i = 0; i < SPAN / 4; i++)
+        memcpy(fours + 4 * i * TILE_ROWS, bytes + 4 * i, 4);
+}
+
+static void round_group(void *data, size_t group) {
+    const Product *product = data;
+    const int64_t first = group * TILE_ROWS, last = smaller_of(first + TILE_ROWS, product->rows);
+    for (int64_t span = 0; span < spans_of(&product->weights); span++)
+        for (int64_t row = first; row < last; row++)
+            round_part(product, row, span);
 }

@@ -41,6 +41,13 @@ static inline Integers bytes_repeat(const void *four) {
 }
 static inline Integers integers_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void integers_store(void *p, Integers x) { _mm512_storeu_si512(p, x); }
+/* The lowest byte of every 32-bit lane. */
+static inline void narrow_store(int8_t *p, Integers x) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x));
+}
+static inline Integers add_all(Integers a, int x) {
+    return _mm512_add_epi32(a, _mm512_set1_epi32(x));
+}
 static inline Integers subtract(Integers a, Integers b) { return _mm512_sub_epi32(a, b); }
 static inline Integers low_nibbles(Integers x) { return _mm512_and_si512(x, bytes_all(15)); }
 static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
@@ -102,6 +109,16 @@ static inline Integers integers_load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
 static inline void integers_store(void *p, Integers x) { _mm256_storeu_si256((__m256i *)p, x); }
+/* The lowest byte of every 32-bit lane. */
+static inline void narrow_store(int8_t *p, Integers x) {
+    const __m256i low = _mm256_and_si256(x, _mm256_set1_epi32(255));
+    const __m128i pairs =
+        _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(pairs, pairs));
+}
+static inline Integers add_all(Integers a, int x) {
+    return _mm256_add_epi32(a, _mm256_set1_epi32(x));
+}
 static inline Integers subtract(Integers a, Integers b) { return _mm256_sub_epi32(a, b); }
 static inline Integers low_nibbles(Integers x) { return _mm256_and_si256(x, bytes_all(15)); }
 static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
