@@ -32,6 +32,14 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+# After steps of so many tokens, memory that the graph's buffers took is given back.
+_PROMPT = 32
+_GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+# They would make FusedMatMul of products that aren't rows times weights, which ours isn't for.
+_OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
+
+
 class OnnxRuntimeEngine(Closing):
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
 
@@ -61,11 +69,16 @@ class OnnxRuntimeEngine(Closing):
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
         self._device = provider
         prepack = prepack or _needs_packing(graph)
-        self._session = open_session(file, provider, threads, prepack=prepack)
+        self._session = open_session(
+            file, provider, threads, prepack=prepack, float32=graph.dtype == "float32"
+        )
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._give_back = ort.RunOptions()
+        if provider == "cpu":
+            self._give_back.add_run_config_entry(*_GIVE_BACK)
 
     def step(
         self,
@@ -88,7 +101,8 @@ class OnnxRuntimeEngine(Closing):
         logits = self._logits_buffer(n, logits_positions.shape[1])
         element = ELEMENT_TYPE[self._dtype]
         binding.bind_output(LOGITS, "cpu", 0, element, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        options = self._give_back if sequence >= _PROMPT else None
+        self._session.run_with_iobinding(binding, options)
         return as_float32(logits, self._dtype)
 
     def _logits_buffer(self, n: int, positions: int) -> npt.NDArray[Any]:
@@ -117,9 +131,17 @@ class OnnxRuntimeEngine(Closing):
 
 
 def open_session(
-    graph: Path | bytes, provider: Provider, threads: int | None, *, prepack: bool = False
+    graph: Path | bytes,
+    provider: Provider,
+    threads: int | None,
+    *,
+    prepack: bool = False,
+    float32: bool = False,
 ) -> ort.InferenceSession:
-    """Open a graph on one provider; raises UserError if that provider or the graph is unusable."""
+    """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
+
+    ``float32`` says that all floats of the graph are, so that our kernels for them may run.
+    """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
         raise UserError(
@@ -128,9 +150,9 @@ def open_session(
         )
     try:
         options = session_options(threads, prepack=prepack)
-        if provider == "cpu" and (kernels := library()):
-            options.register_custom_ops_library(str(kernels))
-        session = ort.InferenceSession(graph, options, [wanted])
+        kernels = library() if provider == "cpu" else None
+        disabled = _register(kernels, options, float32=float32) if kernels else []
+        session = ort.InferenceSession(graph, options, [wanted], disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -152,15 +174,23 @@ def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
-    # The shapes of prefill and decode differ: a remembered pattern would keep prefill's peak.
+    # The shapes of prefill and decode differ: a remembered pattern would keep prefill's peak. An
+    # arena spares a prompt's layers from having each buffer's pages made anew; see _GIVE_BACK.
     options.enable_mem_pattern = False
     # Unpacked weights are used where the file is mapped, and memory holds them once.
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    options.enable_cpu_mem_arena = False
     # Over chunks of a prompt, GroupQueryAttention is a third faster with plain matrix products than
     # with its online softmax; single tokens cost the same. ONNX Runtime has no option but this.
     os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     return options
+
+
+def _register(kernels: Path, options: ort.SessionOptions, *, float32: bool) -> list[str]:
+    """Let our own kernels run in place of ONNX Runtime's, and name optimisers that they forbid."""
+    if float32:
+        options.add_session_config_entry("export_llm.float32", "1")
+    options.register_custom_ops_library(str(kernels))
+    return _OTHER_PRODUCTS if float32 else []
 
 
 def _needs_packing(graph: GraphInfo) -> bool:

@@ -68,7 +68,8 @@ static Status *create(const CustomOp *op, const Api *api, const KernelInfo *info
     if (!matmul)
         return create_status(api)(FAIL, "MatMulNBits: out of memory");
     matmul->api = api;
-    matmul->kernels = product_kernels();
+    matmul->kernels =
+        instruction_set_in_use() == AVX512 ? &product_kernels_avx512 : &product_kernels_avx2;
     Status *status = read_shape(api, info, &matmul->weights);
     if (!status)
         status = read_weights(matmul, info);

@@ -74,14 +74,17 @@ FUNCTION(60, Status *, element_type, const TensorInfo *info, ElementType *type)
 FUNCTION(61, Status *, dimension_count, const TensorInfo *info, size_t *count)
 FUNCTION(62, Status *, dimensions, const TensorInfo *info, int64_t *sizes, size_t count)
 FUNCTION(65, Status *, tensor_info, const Value *value, TensorInfo **info)
+FUNCTION(85, Status *, float_attribute, const KernelInfo *info, const char *name, float *value)
 FUNCTION(86, Status *, int_attribute, const KernelInfo *info, const char *name, int64_t *value)
 FUNCTION(88, Status *, kernel_input_count, const KernelContext *context, size_t *count)
 FUNCTION(90, Status *, kernel_input, const KernelContext *context, size_t index,
          const Value **value)
 FUNCTION(91, Status *, kernel_output, KernelContext *context, size_t index, const int64_t *sizes,
          size_t count, Value **value)
+FUNCTION(93, void, release_status, Status *status)
 FUNCTION(99, void, release_tensor_info, TensorInfo *info)
 FUNCTION(230, Status *, node_input_count, const KernelInfo *info, size_t *count)
+FUNCTION(237, Status *, has_entry, const SessionOptions *options, const char *key, int *has)
 FUNCTION(249, Status *, constant_input, const KernelInfo *info, size_t index, int *is_constant,
          const Value **value)
 FUNCTION(274, Status *, parallel_for, const KernelContext *context, void (*body)(void *, size_t),

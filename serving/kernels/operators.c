@@ -11,32 +11,36 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-const ProductKernels *product_kernels(void) {
+InstructionSet instruction_set_in_use(void) {
     const char *choice = getenv("EXPORT_LLM_KERNELS");
     const bool is_avx2 = choice && strcmp(choice, "avx2") == 0;
     __builtin_cpu_init();
     if (!is_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni"))
-        return &product_kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return &product_kernels_avx2;
-    return NULL;
+        return AVX512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : NONE;
 }
 
-/* The instruction set in use, or NULL where this processor has none that the kernels are for. */
+/* The name of the instruction set in use, or NULL where the kernels have none for this processor.
+ */
 EXPORTED const char *instruction_set(void) {
-    const ProductKernels *kernels = product_kernels();
-    return kernels ? kernels->name : NULL;
+    static const char *const names[] = {[NONE] = NULL, [AVX2] = "AVX2", [AVX512] = "AVX-512 VNNI"};
+    return names[instruction_set_in_use()];
 }
 
 /* What ONNX Runtime calls; the name is its own. */
 EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
     OpDomain *domain;
+    int is_float32 = 0;
     TRY(create_domain(api)("com.microsoft", &domain));
     TRY(add_to_domain(api)(domain, &float_matmul_n_bits));
     TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
+    /* A registered operator hides ONNX Runtime's for other types. */
+    TRY(has_entry(api)(options, "export_llm.float32", &is_float32));
+    if (is_float32)
+        TRY(add_to_domain(api)(domain, &fused_matmul));
     return add_domain(api)(options, domain);
 }
 

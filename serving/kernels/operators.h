@@ -2,7 +2,6 @@
 #pragma once
 
 #include "onnxruntime_abi.h"
-#include "product.h"
 
 #define TRY(call)                                                                                  \
     do {                                                                                           \
@@ -11,10 +10,12 @@
             return status_;                                                                        \
     } while (0)
 
-extern const CustomOp float_matmul_n_bits, half_matmul_n_bits;
+extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul;
 
-/* The functions for this processor, or NULL where it lacks AVX2. */
-const ProductKernels *product_kernels(void);
+typedef enum { NONE, AVX2, AVX512 } InstructionSet;
+
+/* What this processor has and EXPORT_LLM_KERNELS doesn't forbid. */
+InstructionSet instruction_set_in_use(void);
 
 /* A constant input's data and, unless NULL is given for it, its type; NULL where it isn't given. */
 Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, const void **data,

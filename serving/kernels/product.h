@@ -35,7 +35,6 @@ typedef struct {
 /* The functions of one instruction set. The first three do a part each of a Product: every group
  * of tile_rows rows is rounded, then every part or tile of the columns is multiplied. */
 typedef struct {
-    const char *name;
     int64_t tile_columns, tile_rows; /* `rounded` of a tiled product has a multiple of tile_rows */
     void (*round_group)(void *product, size_t group);
     void (*multiply_few)(void *product, size_t part);

@@ -11,7 +11,6 @@
 #include "rounding.h"
 
 const ProductKernels product_kernels_avx2 = {
-    .name = "AVX2",
     .tile_columns = TILE,
     .tile_rows = TILE_ROWS,
     .round_group = round_group,

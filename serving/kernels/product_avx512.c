@@ -14,7 +14,6 @@
 #include "rounding.h"
 
 const ProductKernels product_kernels_avx512 = {
-    .name = "AVX-512 VNNI",
     .tile_columns = TILE,
     .tile_rows = TILE_ROWS,
     .round_group = round_group,

@@ -34,6 +34,36 @@ static inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
 static inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
 static inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
 
+/* The first `count` numbers at p, the rest zero; no others are read. */
+static inline Floats floats_load_some(const float *p, int64_t count) {
+    return _mm512_maskz_loadu_ps(count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1), p);
+}
+/* Let lane i of row j be lane j of row i. */
+static inline void transpose(Floats rows[LANES]) {
+    Floats pairs[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m512d low = _mm512_castps_pd(pairs[i + j]);
+            const __m512d high = _mm512_castps_pd(pairs[i + j + 2]);
+            rows[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            rows[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    for (int j = 0; j < 4; j++) {
+        const Floats even = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0x88);
+        const Floats odd = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0xdd);
+        const Floats even_end = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0x88);
+        const Floats odd_end = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0xdd);
+        rows[j] = _mm512_shuffle_f32x4(even, even_end, 0x88);
+        rows[4 + j] = _mm512_shuffle_f32x4(odd, odd_end, 0x88);
+        rows[8 + j] = _mm512_shuffle_f32x4(even, even_end, 0xdd);
+        rows[12 + j] = _mm512_shuffle_f32x4(odd, odd_end, 0xdd);
+    }
+}
+
 static inline Integers integers_zero(void) { return _mm512_setzero_si512(); }
 static inline Integers bytes_all(int x) { return _mm512_set1_epi8((char)x); }
 static inline Integers bytes_repeat(const void *four) {
@@ -98,6 +128,33 @@ static inline float largest_of(Floats x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* The first `count` numbers at p, the rest zero; no others are read. */
+static inline Floats floats_load_some(const float *p, int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int given = count < LANES ? (int)count : LANES;
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(given), lane));
+}
+/* Let lane i of row j be lane j of row i. */
+static inline void transpose(Floats rows[LANES]) {
+    Floats pairs[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m256d low = _mm256_castps_pd(pairs[i + j]);
+            const __m256d high = _mm256_castps_pd(pairs[i + j + 2]);
+            rows[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            rows[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        }
+    for (int j = 0; j < 4; j++) {
+        const Floats top = rows[j], bottom = rows[4 + j];
+        rows[j] = _mm256_permute2f128_ps(top, bottom, 0x20);
+        rows[4 + j] = _mm256_permute2f128_ps(top, bottom, 0x31);
+    }
 }
 
 static inline Integers integers_zero(void) { return _mm256_setzero_si256(); }

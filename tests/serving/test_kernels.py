@@ -1,7 +1,6 @@
 """The kernels' products against their definition, in float64, and against ONNX Runtime's own."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import kernels
+from serving.errors import UserError
 from serving.onnxruntime import open_session
 
 SPAN = 128  # activations that share a scale
@@ -158,7 +158,52 @@ def test_onnxruntime_s_kernel_gives_the_same(bits: int, monkeypatch: pytest.Monk
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_zeros_and_no_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, 32), (50, 37), (7, 5), (768, 70), (1030, 33), (2100, 16)]
+)
+def test_float_products(
+    inputs: int, outputs: int, instruction_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.CHOICE, instruction_set)
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((outputs, inputs)).astype(np.float32)
+    session = open_session(linear(weights), "cpu", 2, float32=True)
+    for rows in (1, 2, 3, 4, 5, 7, 8, 12, 13, 25):
+        x = rng.standard_normal((rows, 1, inputs)).astype(np.float32)
+        got = session.run(None, {"x": x})[0]
+        expected = x.astype(np.float64) @ weights.T.astype(np.float64)
+        assert got.shape == expected.shape
+        assert (np.abs(got - expected) / np.sqrt(inputs)).max() < 1e-5
+
+
+def test_other_products_are_refused_not_done_wrong() -> None:
+    weights = np.eye(4, dtype=np.float32)
+    open_session(linear(weights, alpha=2.0), "cpu", 2)  # ONNX Runtime's own has them
+    with pytest.raises(UserError, match="rows times constant weights"):
+        open_session(linear(weights, alpha=2.0), "cpu", 2, float32=True)
+    with pytest.raises(UserError, match="rows times constant weights"):
+        open_session(linear(weights, transA=1), "cpu", 2, float32=True)
+
+
+def linear(weights: npt.NDArray[np.float32], **attributes: float) -> bytes:
+    """A FusedMatMul with weights [outputs, inputs]."""
+    node = helper.make_node(
+        "FusedMatMul", ["x", "weights"], ["y"], domain="com.microsoft", transB=1, **attributes
+    )
+    outputs, inputs = weights.shape
+    graph = helper.make_graph(
+        [node],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 1, inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 1, outputs])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def test_zeros_and_no_rows() -> None:
     case = Case(128, 16, 4, 32, bias=True)
     session = open_session(case.graph(), "cpu", 2)
     zeros = np.zeros((1, 2, 128), np.float32)

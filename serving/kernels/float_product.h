@@ -1,0 +1,32 @@
+/* What the parts of a matrix product with float weights tell each other. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* One product: rows [rows, inputs] times weights that are stored [outputs, inputs]. */
+typedef struct {
+    int64_t inputs, outputs, rows;
+    const float *source;  /* [rows, inputs] */
+    const float *weights; /* [outputs, inputs] */
+    float *result;        /* [rows, outputs] */
+    float *grouped;       /* the rows as multiply_tile reads them; not for multiply_few */
+} FloatProduct;
+
+/* The functions of one instruction set. Each does a part of a FloatProduct: a group of rows, some
+ * columns. */
+typedef struct {
+    int64_t tile_columns, group_rows;
+    void (*fill_group)(void *product, size_t group);
+    void (*multiply_few)(void *product, size_t part);
+    void (*multiply_tile)(void *product, size_t tile);
+} FloatKernels;
+
+/* Columns of one part for multiply_few. */
+#define FLOAT_PART_COLUMNS 32
+
+/* Numbers behind each group of rows that may be written to. */
+#define GROUP_MARGIN 16
+
+extern const FloatKernels float_kernels_avx2, float_kernels_avx512;

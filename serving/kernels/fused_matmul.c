@@ -1,0 +1,137 @@
+/* ONNX Runtime's operator FusedMatMul, for rows times weights stored [outputs, inputs].
+ *
+ * Its own kernel copies weights into another layout, at every step or, when a model is opened, for
+ * good. Ours reads them where the file is mapped.
+ */
+#include <stdlib.h>
+
+#include "float_product.h"
+#include "operators.h"
+
+enum { SOURCE, WEIGHTS, INPUTS };
+
+/* Rows from which it pays to transpose tiles of weights. */
+#define MANY_ROWS 8
+#define MOST_DIMENSIONS 8
+
+typedef struct {
+    const Api *api;
+    const FloatKernels *kernels;
+    const float *weights;
+} MatMul;
+
+/* ---- Opening ---- */
+
+/* Whether rows are multiplied with rows: transB is 1 and no other attribute is anything but 0 or,
+ * the factor alpha, 1. Attributes that the node doesn't have are errors here. */
+static bool is_rows_times_rows(const Api *api, const KernelInfo *info) {
+    static const char *const flags[] = {"transA", "transB", "transBatchA", "transBatchB"};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        int64_t flag = 0;
+        release_status(api)(int_attribute(api)(info, flags[i], &flag));
+        if (flag != (i == 1))
+            return false;
+    }
+    float factor = 1;
+    release_status(api)(float_attribute(api)(info, "alpha", &factor));
+    return factor == 1;
+}
+
+static Status *read_weights(MatMul *matmul, const KernelInfo *info) {
+    const void *weights;
+    TRY(constant_tensor(matmul->api, info, WEIGHTS, &weights, NULL));
+    if (!weights || !is_rows_times_rows(matmul->api, info))
+        return create_status(matmul->api)(NOT_IMPLEMENTED,
+                                          "FusedMatMul: rows times constant weights [out, in] are "
+                                          "what export-llm's kernels have");
+    matmul->weights = weights;
+    return NULL;
+}
+
+static Status *create(const CustomOp *op, const Api *api, const KernelInfo *info, void **kernel) {
+    (void)op;
+    MatMul *matmul = calloc(1, sizeof *matmul);
+    if (!matmul)
+        return create_status(api)(FAIL, "FusedMatMul: out of memory");
+    matmul->api = api;
+    matmul->kernels =
+        instruction_set_in_use() == AVX512 ? &float_kernels_avx512 : &float_kernels_avx2;
+    Status *status = read_weights(matmul, info);
+    if (status)
+        free(matmul);
+    else
+        *kernel = matmul;
+    return status;
+}
+
+/* ---- Running ---- */
+
+static Status *multiply_many(const MatMul *matmul, const KernelContext *context,
+                             FloatProduct *product) {
+    const FloatKernels *kernels = matmul->kernels;
+    const int64_t groups = (product->rows + kernels->group_rows - 1) / kernels->group_rows;
+    const int64_t tiles = (product->outputs + kernels->tile_columns - 1) / kernels->tile_columns;
+    const size_t group = product->inputs * kernels->group_rows + GROUP_MARGIN;
+    product->grouped = malloc(groups * group * sizeof(float));
+    if (!product->grouped)
+        return create_status(matmul->api)(FAIL, "FusedMatMul: out of memory");
+    Status *status = parallel_for(matmul->api)(context, kernels->fill_group, groups, 0, product);
+    if (!status)
+        status = parallel_for(matmul->api)(context, kernels->multiply_tile, tiles, 0, product);
+    free(product->grouped);
+    return status;
+}
+
+static Status *compute(void *kernel, KernelContext *context) {
+    const MatMul *matmul = kernel;
+    const Api *api = matmul->api;
+    int64_t sizes[MOST_DIMENSIONS], weight_sizes[2];
+    size_t rank;
+    ElementType type;
+    const void *source;
+    Value *value;
+    void *result;
+    TRY(input_shape(api, context, SOURCE, sizes, MOST_DIMENSIONS, &rank, &type));
+    TRY(input_data(api, context, SOURCE, &source));
+    FloatProduct product = {.rows = 1, .inputs = sizes[rank - 1], .weights = matmul->weights};
+    for (size_t i = 0; i + 1 < rank; i++)
+        product.rows *= sizes[i];
+    size_t weight_rank;
+    TRY(input_shape(api, context, WEIGHTS, weight_sizes, 2, &weight_rank, &type));
+    if (weight_rank != 2 || weight_sizes[1] != product.inputs)
+        return create_status(api)(FAIL, "FusedMatMul: the weights don't fit the rows");
+    product.outputs = sizes[rank - 1] = weight_sizes[0];
+    TRY(kernel_output(api)(context, 0, sizes, rank, &value));
+    TRY(tensor_data(api)(value, &result));
+    product.source = source;
+    product.result = result;
+    if (product.rows >= MANY_ROWS)
+        return multiply_many(matmul, context, &product);
+    const int64_t parts = (product.outputs + FLOAT_PART_COLUMNS - 1) / FLOAT_PART_COLUMNS;
+    return parallel_for(api)(context, matmul->kernels->multiply_few, parts, 0, &product);
+}
+
+/* ---- Signature ---- */
+
+static const char *name(const CustomOp *op) {
+    (void)op;
+    return "FusedMatMul";
+}
+
+static size_t input_count(const CustomOp *op) {
+    (void)op;
+    return INPUTS;
+}
+
+static ElementType is_float(const CustomOp *op, size_t index) {
+    (void)op, (void)index;
+    return FLOAT;
+}
+
+const CustomOp fused_matmul = {
+    OPERATOR_WITH_ONE_OUTPUT,    .get_name = name,
+    .get_input_type = is_float,  .get_input_count = input_count,
+    .get_output_type = is_float, .get_input_characteristic = required,
+    .create_kernel = create,     .destroy_kernel = free,
+    .compute = compute,
+};
