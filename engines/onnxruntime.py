@@ -35,7 +35,12 @@ def lower(model: ir.Model) -> None:
 
 
 def write(model: ir.Model, directory: Path) -> None:
-    """Write the graph and, beside it, the weights, page-aligned so that they can be mapped."""
+    """Write the graph and, beside it, the weights, page-aligned so that they can be mapped.
+
+    Every graph imports the domain of the operators that ONNX Runtime fuses others into: it misses
+    the import where kernels for that domain are registered.
+    """
+    model.graph.opset_imports.setdefault("com.microsoft", 1)
     ir.save(
         model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, alignment=4096, align_threshold=0
     )

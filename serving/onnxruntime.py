@@ -70,7 +70,12 @@ class OnnxRuntimeEngine(Closing):
         self._device = provider
         prepack = prepack or _needs_packing(graph)
         self._session = open_session(
-            file, provider, threads, prepack=prepack, float32=graph.dtype == "float32"
+            file,
+            provider,
+            threads,
+            prepack=prepack,
+            float32=graph.dtype == "float32",
+            float32_cache=graph.cache_dtype == "float32",
         )
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
@@ -137,10 +142,12 @@ def open_session(
     *,
     prepack: bool = False,
     float32: bool = False,
+    float32_cache: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
 
-    ``float32`` says that all floats of the graph are, so that our kernels for them may run.
+    ``float32`` says that all floats of its layers are, and ``float32_cache`` that those of its
+    attention are: then our kernels for them may run.
     """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -151,7 +158,9 @@ def open_session(
     try:
         options = session_options(threads, prepack=prepack)
         kernels = library() if provider == "cpu" else None
-        disabled = _register(kernels, options, float32=float32) if kernels else []
+        disabled = []
+        if kernels:
+            disabled = _register(kernels, options, float32=float32, float32_cache=float32_cache)
         session = ort.InferenceSession(graph, options, [wanted], disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
@@ -185,10 +194,14 @@ def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions
     return options
 
 
-def _register(kernels: Path, options: ort.SessionOptions, *, float32: bool) -> list[str]:
+def _register(
+    kernels: Path, options: ort.SessionOptions, *, float32: bool, float32_cache: bool
+) -> list[str]:
     """Let our own kernels run in place of ONNX Runtime's, and name optimisers that they forbid."""
     if float32:
         options.add_session_config_entry("export_llm.float32", "1")
+    if float32_cache:
+        options.add_session_config_entry("export_llm.float32_cache", "1")
     options.register_custom_ops_library(str(kernels))
     return _OTHER_PRODUCTS if float32 else []
 

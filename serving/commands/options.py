@@ -82,7 +82,7 @@ def load_options(command: Command) -> Command:
         click.option(
             "--prepack",
             is_flag=True,
-            help="Copy float weights into a faster layout: for drafts and several prompts.",
+            help="Copy float weights that our kernels aren't for into a faster layout.",
         ),
     )
     return add_options(command, options)

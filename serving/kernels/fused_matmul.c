@@ -129,9 +129,14 @@ static ElementType is_float(const CustomOp *op, size_t index) {
 }
 
 const CustomOp fused_matmul = {
-    OPERATOR_WITH_ONE_OUTPUT,    .get_name = name,
-    .get_input_type = is_float,  .get_input_count = input_count,
-    .get_output_type = is_float, .get_input_characteristic = required,
-    .create_kernel = create,     .destroy_kernel = free,
+    OPERATOR_ON_THE_CPU,
+    .get_output_count = one_output,
+    .get_name = name,
+    .get_input_type = is_float,
+    .get_input_count = input_count,
+    .get_output_type = is_float,
+    .get_input_characteristic = required,
+    .create_kernel = create,
+    .destroy_kernel = free,
     .compute = compute,
 };

@@ -204,7 +204,8 @@ static ElementType half_output(const CustomOp *op, size_t index) {
 }
 
 #define MATMUL_N_BITS(input_type, output_type)                                                     \
-    {OPERATOR_WITH_ONE_OUTPUT,                                                                     \
+    {OPERATOR_ON_THE_CPU,                                                                          \
+     .get_output_count = one_output,                                                               \
      .get_name = name,                                                                             \
      .get_input_type = input_type,                                                                 \
      .get_input_count = input_count,                                                               \

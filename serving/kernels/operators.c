@@ -33,7 +33,7 @@ EXPORTED const char *instruction_set(void) {
 EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
     OpDomain *domain;
-    int is_float32 = 0;
+    int is_float32 = 0, has_float32_cache = 0;
     TRY(create_domain(api)("com.microsoft", &domain));
     TRY(add_to_domain(api)(domain, &float_matmul_n_bits));
     TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
@@ -41,6 +41,9 @@ EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base)
     TRY(has_entry(api)(options, "export_llm.float32", &is_float32));
     if (is_float32)
         TRY(add_to_domain(api)(domain, &fused_matmul));
+    TRY(has_entry(api)(options, "export_llm.float32_cache", &has_float32_cache));
+    if (has_float32_cache)
+        TRY(add_to_domain(api)(domain, &group_query_attention));
     return add_domain(api)(options, domain);
 }
 

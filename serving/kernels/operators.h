@@ -10,7 +10,7 @@
             return status_;                                                                        \
     } while (0)
 
-extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul;
+extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul, group_query_attention;
 
 typedef enum { NONE, AVX2, AVX512 } InstructionSet;
 
@@ -28,7 +28,7 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type);
 
-/* What all operators of one output answer alike. */
+/* What all operators answer alike, and those of one output. */
 const char *on_the_cpu(const CustomOp *op);
 size_t one_output(const CustomOp *op);
 Characteristic required(const CustomOp *op, size_t index);
@@ -37,10 +37,9 @@ int no_variadic(const CustomOp *op);
 int first_version(const CustomOp *op);
 int last_version(const CustomOp *op);
 
-#define OPERATOR_WITH_ONE_OUTPUT                                                                   \
+#define OPERATOR_ON_THE_CPU                                                                        \
     .version = VERSION_WITH_PARALLEL_FOR, .get_provider = on_the_cpu,                              \
-    .get_output_count = one_output, .get_output_characteristic = required,                         \
-    .get_input_memory_type = default_memory, .get_variadic_input_arity = no_variadic,              \
-    .get_variadic_input_homogeneity = no_variadic, .get_variadic_output_arity = no_variadic,       \
-    .get_variadic_output_homogeneity = no_variadic, .get_start_version = first_version,            \
-    .get_end_version = last_version
+    .get_output_characteristic = required, .get_input_memory_type = default_memory,                \
+    .get_variadic_input_arity = no_variadic, .get_variadic_input_homogeneity = no_variadic,        \
+    .get_variadic_output_arity = no_variadic, .get_variadic_output_homogeneity = no_variadic,      \
+    .get_start_version = first_version, .get_end_version = last_version

@@ -38,6 +38,24 @@ static inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
 static inline Floats floats_load_some(const float *p, int64_t count) {
     return _mm512_maskz_loadu_ps(count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1), p);
 }
+static inline Floats subtract_floats(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+static inline Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+static inline Floats nearest(Floats x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* x times 2 to the power of n, an integer from -126 to 127. */
+static inline Floats scale_by_power(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
+/* The sums of four vectors' lanes. */
+static inline void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+    const Floats ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const Floats cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const Floats quarters = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    const __m256 halves =
+        _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
 /* Let lane i of row j be lane j of row i. */
 static inline void transpose(Floats rows[LANES]) {
     Floats pairs[LANES];
@@ -136,6 +154,21 @@ static inline Floats floats_load_some(const float *p, int64_t count) {
     const int given = count < LANES ? (int)count : LANES;
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(given), lane));
 }
+static inline Floats subtract_floats(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+static inline Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+static inline Floats nearest(Floats x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* x times 2 to the power of n, an integer from -126 to 127. */
+static inline Floats scale_by_power(Floats x, Floats n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+/* The sums of four vectors' lanes. */
+static inline void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+    const Floats pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
 /* Let lane i of row j be lane j of row i. */
 static inline void transpose(Floats rows[LANES]) {
     Floats pairs[LANES];
@@ -203,3 +236,16 @@ static inline Integers dot_signed(Integers sum, Integers weights, Integers activ
 }
 
 #endif
+
+/* e to the power of x, to 1e-7 of it: 2 to a whole power times Taylor's series of the rest, at most
+ * log(2) / 2. Zero far below zero. */
+static inline Floats exponential(Floats x) {
+    const Floats low = larger(x, floats_all(-87));
+    const Floats power = nearest(multiply(low, floats_all(1.44269504f)));
+    Floats rest = multiply_add(power, floats_all(-0.693359375f), low);
+    rest = multiply_add(power, floats_all(2.12194440e-4f), rest);
+    Floats sum = floats_all(1.0f / 5040);
+    static const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+    UNROLLED for (int i = 0; i < 7; i++) sum = multiply_add(sum, rest, floats_all(factors[i]));
+    return scale_by_power(sum, power);
+}
