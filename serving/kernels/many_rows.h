@@ -15,47 +15,63 @@
 /* Columns [TILE] of weights as signed bytes, DEPTH numbers of each. */
 typedef struct {
     int32_t fours[DEPTH / 4][TILE];   /* four numbers in each */
+    int32_t zeros[DEPTH / 16][TILE];  /* a block's zero point, in each of four bytes */
     int32_t starts[DEPTH / 16][TILE]; /* what takes the activations' offset out of a block */
     float scales[DEPTH / 16][TILE];
-    int64_t run; /* numbers in a row of `starts` and `scales` */
+    int64_t run; /* numbers in a block here: a row of `zeros`, `starts` and `scales` */
 } Tile;
 
-static inline int32_t less_zero_point(uint32_t four, int zero) {
-    return (int32_t)(((four | 0x80808080u) - 0x01010101u * (uint32_t)zero) ^ 0x80808080u);
-}
-
-/* Unpack numbers from `start` of one column, a run of them, to the tile's block `run`. */
-ALWAYS_INLINE void unpack_run(const Weights *weights, int64_t column, int64_t start, int64_t run,
-                              int place, Tile *tile, int bits) {
-    const int64_t block = start >> __builtin_ctzll(weights->block);
-    const int64_t row = column * padded_inputs(weights);
-    const uint8_t *bytes = weights->numbers + (row + start) * bits / 8;
-    const int zero = zero_point(weights, column, block);
-    int32_t (*fours)[TILE] = tile->fours + run * tile->run / 4;
-    tile->scales[run][place] = weights->scales[column * blocks_of(weights) + block];
-    for (int64_t i = 0; i < tile->run * bits / 32; i++) {
-        uint32_t word;
-        memcpy(&word, bytes + 4 * i, 4);
-        if (bits == 8) {
-            fours[i][place] = (int32_t)(word ^ 0x80808080u);
-        } else {
-            fours[2 * i][place] = less_zero_point(word & 0x0f0f0f0f, zero);
-            fours[2 * i + 1][place] = less_zero_point(word >> 4 & 0x0f0f0f0f, zero);
+/* The scales and zero points of `columns` columns from `column`, numbers from `from` of each. */
+static inline void read_blocks(const Weights *weights, int64_t column, int64_t columns,
+                               int64_t from, int64_t count, Tile *tile) {
+    const int64_t blocks = blocks_of(weights);
+    for (int64_t run = 0; run < count / tile->run; run++) {
+        const int64_t block = (from + run * tile->run) >> __builtin_ctzll(weights->block);
+        for (int64_t i = 0; i < columns; i++) {
+            tile->scales[run][i] = weights->scales[(column + i) * blocks + block];
+            tile->zeros[run][i] = 0x01010101 * zero_point(weights, column + i, block);
         }
     }
+}
+
+/* Words of LANES columns, from byte `start` of each row, to vectors of one word of every column. */
+static inline void load_words(const Weights *weights, int64_t column, int64_t start, int64_t bytes,
+                              Integers words[LANES]) {
+    const int64_t row = padded_inputs(weights) * weights->bits / 8;
+    Floats turned[LANES];
+    for (int64_t i = 0; i < LANES; i++)
+        turned[i] =
+            as_floats(column + i < weights->outputs
+                          ? integers_load_some(weights->numbers + (column + i) * row + start, bytes)
+                          : integers_zero());
+    transpose(turned);
+    for (int i = 0; i < LANES; i++)
+        words[i] = as_integers(turned[i]);
 }
 
 ALWAYS_INLINE void unpack_tile(const Product *product, int64_t column, int64_t from, int64_t count,
                                Tile *tile, int bits) {
     const Weights *weights = &product->weights;
+    const int64_t bytes = count * bits / 8, numbers = 32 / bits; /* in a word */
     tile->run = smaller_of(weights->block, SPAN);
-    const int columns = (int)smaller_of(TILE, weights->outputs - column);
-    if (columns < TILE)
-        memset(tile->fours, 0, sizeof tile->fours);
-    /* Column by column, every number would go to another line of the cache. */
-    for (int64_t run = 0; run < count / tile->run; run++)
-        for (int place = 0; place < columns; place++)
-            unpack_run(weights, column + place, from + run * tile->run, run, place, tile, bits);
+    read_blocks(weights, column, smaller_of(TILE, weights->outputs - column), from, count, tile);
+    const int shift = __builtin_ctzll(tile->run);
+    for (int64_t start = 0; start < bytes; start += VECTOR)
+        for (int half = 0; half < TILE; half += LANES) {
+            Integers words[LANES];
+            load_words(weights, column + half, from * bits / 8 + start, bytes - start, words);
+            for (int64_t i = 0; i < smaller_of(LANES, (bytes - start) / 4); i++) {
+                const int64_t word = start / 4 + i;
+                const Integers zeros = integers_load(tile->zeros[(word * numbers) >> shift] + half);
+                int32_t (*fours)[TILE] = tile->fours + word * numbers / 4;
+                if (bits == 8) {
+                    integers_store(fours[0] + half, subtract_bytes(words[i], zeros));
+                } else {
+                    integers_store(fours[0] + half, subtract_bytes(low_nibbles(words[i]), zeros));
+                    integers_store(fours[1] + half, subtract_bytes(high_nibbles(words[i]), zeros));
+                }
+            }
+        }
     const int offset = offset_of(product);
     for (int64_t block = 0; block < count / tile->run; block++)
         for (int half = 0; half < TILE; half += LANES) {

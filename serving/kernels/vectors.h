@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -88,6 +89,11 @@ static inline Integers bytes_repeat(const void *four) {
     return _mm512_set1_epi32(*(const int32_t *)four);
 }
 static inline Integers integers_load(const void *p) { return _mm512_loadu_si512(p); }
+/* The first `count` bytes at p, the rest zero; no others are read. */
+static inline Integers integers_load_some(const void *p, int64_t count) {
+    const __mmask64 is_read = count >= VECTOR ? ~0ull : (1ull << count) - 1;
+    return _mm512_maskz_loadu_epi8(is_read, p);
+}
 static inline void integers_store(void *p, Integers x) { _mm512_storeu_si512(p, x); }
 /* The lowest byte of every 32-bit lane. */
 static inline void narrow_store(int8_t *p, Integers x) {
@@ -97,6 +103,9 @@ static inline Integers add_all(Integers a, int x) {
     return _mm512_add_epi32(a, _mm512_set1_epi32(x));
 }
 static inline Integers subtract(Integers a, Integers b) { return _mm512_sub_epi32(a, b); }
+static inline Integers subtract_bytes(Integers a, Integers b) { return _mm512_sub_epi8(a, b); }
+static inline Floats as_floats(Integers x) { return _mm512_castsi512_ps(x); }
+static inline Integers as_integers(Floats x) { return _mm512_castps_si512(x); }
 static inline Integers low_nibbles(Integers x) { return _mm512_and_si512(x, bytes_all(15)); }
 static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 static inline Floats to_floats(Integers x) { return _mm512_cvtepi32_ps(x); }
@@ -198,6 +207,12 @@ static inline Integers bytes_repeat(const void *four) {
 static inline Integers integers_load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
+/* The first `count` bytes at p, the rest zero; no others are read. */
+static inline Integers integers_load_some(const void *p, int64_t count) {
+    uint8_t bytes[VECTOR] = {0};
+    memcpy(bytes, p, count < VECTOR ? count : VECTOR);
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
 static inline void integers_store(void *p, Integers x) { _mm256_storeu_si256((__m256i *)p, x); }
 /* The lowest byte of every 32-bit lane. */
 static inline void narrow_store(int8_t *p, Integers x) {
@@ -210,6 +225,9 @@ static inline Integers add_all(Integers a, int x) {
     return _mm256_add_epi32(a, _mm256_set1_epi32(x));
 }
 static inline Integers subtract(Integers a, Integers b) { return _mm256_sub_epi32(a, b); }
+static inline Integers subtract_bytes(Integers a, Integers b) { return _mm256_sub_epi8(a, b); }
+static inline Floats as_floats(Integers x) { return _mm256_castsi256_ps(x); }
+static inline Integers as_integers(Floats x) { return _mm256_castps_si256(x); }
 static inline Integers low_nibbles(Integers x) { return _mm256_and_si256(x, bytes_all(15)); }
 static inline Integers high_nibbles(Integers x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 static inline Floats to_floats(Integers x) { return _mm256_cvtepi32_ps(x); }
