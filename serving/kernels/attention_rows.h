@@ -10,7 +10,8 @@
 #include "vectors.h"
 
 #define BLOCK_KEYS 64
-#define WIDE 4 /* vectors of values that are summed up at once */
+#define AHEAD 32 /* keys that are fetched ahead of their use */
+#define WIDE 4   /* vectors of values that are summed up at once */
 
 static inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -73,9 +74,18 @@ static inline void load_rows(const Attention *attention, int64_t sequence, int64
     }
 }
 
+/* Numbers that are needed soon: one token reads its keys and values once, at the memory's speed. */
+static inline void fetch(const float *numbers, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16)
+        __builtin_prefetch(numbers + i);
+}
+
 /* Scores of all rows with `count` keys; those of up to three more are left undefined. */
-static inline void score_block(Rows *rows, const float *keys, int64_t count, int64_t size) {
+static inline void score_block(Rows *rows, const float *keys, const float *values, int64_t count,
+                               int64_t size) {
     for (int64_t key = 0; key < count; key += 4) {
+        fetch(keys + (key + AHEAD) * size, 4 * size);
+        fetch(values + key * size, 4 * size);
         const float *four[4];
         for (int i = 0; i < 4; i++)
             four[i] = keys + smaller_of(key + i, count - 1) * size;
@@ -227,7 +237,7 @@ static void attend(void *data, size_t task) {
     }
     for (int64_t key = start; key < end; key += BLOCK_KEYS) {
         const int64_t count = smaller_of(BLOCK_KEYS, end - key);
-        score_block(&rows, keys + key * size, count, size);
+        score_block(&rows, keys + key * size, values + key * size, count, size);
         for (int64_t r = 0; r < rows.count; r++) {
             const int64_t position = past + (rows.first + r) / shared;
             weigh(attention, &rows, r, position + 1 - window - key,
