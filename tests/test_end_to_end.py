@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import serving
-from serving import Model
+from serving import Model, kernels
 from serving.bundle import open_bundle
 from tests.exporter.commands import contents, refusal, run
 from tests.exports import once
@@ -75,6 +75,16 @@ def test_perplexity_of_held_out_text(model: Model, reference: PreTrainedModel) -
     assert perplexity([model.logits(ids) for ids in texts], texts) == pytest.approx(
         expected, rel=1e-3
     )
+
+
+@pytest.mark.parametrize("choice", ["none", "avx2"])
+def test_other_kernels_write_the_same_text(
+    bundle: Path, model: Model, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model.generate(PROMPT, max_new_tokens=48, ignore_eos=True)
+    monkeypatch.setenv(kernels.CHOICE, choice)
+    with serving.load(bundle, threads=1) as other:
+        assert other.generate(PROMPT, max_new_tokens=48, ignore_eos=True).text == expected.text
 
 
 def test_half_precision_keeps_the_perplexity(half_bundle: Path, model: Model) -> None:

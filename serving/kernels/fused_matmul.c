@@ -72,13 +72,13 @@ static Status *multiply_many(const MatMul *matmul, const KernelContext *context,
     const int64_t groups = (product->rows + kernels->group_rows - 1) / kernels->group_rows;
     const int64_t tiles = (product->outputs + kernels->tile_columns - 1) / kernels->tile_columns;
     const size_t group = product->inputs * kernels->group_rows + GROUP_MARGIN;
-    product->grouped = malloc(groups * group * sizeof(float));
-    if (!product->grouped)
-        return create_status(matmul->api)(FAIL, "FusedMatMul: out of memory");
+    Scratch scratch;
+    TRY(take_scratch(matmul->api, context, groups * group * sizeof(float), &scratch));
+    product->grouped = scratch.memory;
     Status *status = parallel_for(matmul->api)(context, kernels->fill_group, groups, 0, product);
     if (!status)
         status = parallel_for(matmul->api)(context, kernels->multiply_tile, tiles, 0, product);
-    free(product->grouped);
+    return_scratch(matmul->api, &scratch);
     return status;
 }
 

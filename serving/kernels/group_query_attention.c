@@ -145,19 +145,17 @@ static Status *run(const Operator *op, const KernelContext *context, Attention *
     const int64_t caches = attention->batch * attention->kv_heads;
     const int64_t heads = attention->batch * attention->heads;
     attention->parts = parts_of(attention);
-    if (attention->parts > 1) {
-        const size_t numbers = heads * attention->parts * (attention->head_size + 2);
-        attention->partial = malloc(numbers * sizeof(float));
-        if (!attention->partial)
-            return create_status(op->api)(FAIL, "GroupQueryAttention: out of memory");
-    }
+    const size_t numbers = heads * attention->parts * (attention->head_size + 2);
+    Scratch scratch;
+    TRY(take_scratch(op->api, context, numbers * sizeof(float), &scratch));
+    attention->partial = scratch.memory;
     Status *status = parallel_for(op->api)(context, kernels->store_new, caches, 0, attention);
     if (!status)
         status = parallel_for(op->api)(context, kernels->attend, attention_tasks(attention), 0,
                                        attention);
     if (!status && attention->parts > 1)
         status = parallel_for(op->api)(context, kernels->combine, heads, 0, attention);
-    free(attention->partial);
+    return_scratch(op->api, &scratch);
     return status;
 }
 

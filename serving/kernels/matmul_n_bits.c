@@ -95,9 +95,9 @@ static Status *multiply(const MatMul *matmul, const KernelContext *context, Prod
     /* Asymmetric weights of 8 bits have no signed form of 8 bits to unpack. */
     const bool has_tiles = product->weights.bits == 4 || !product->weights.zero_points;
     product->is_tiled = has_tiles && product->rows >= MANY_ROWS;
-    product->rounded = aligned_alloc(64, spans * (SPAN + 4) + 64 - spans * 4 % 64);
-    if (!product->rounded)
-        return create_status(matmul->api)(FAIL, "MatMulNBits: out of memory");
+    Scratch scratch;
+    TRY(take_scratch(matmul->api, context, spans * (SPAN + sizeof(float)), &scratch));
+    product->rounded = scratch.memory;
     product->row_scales = (float *)(product->rounded + spans * SPAN);
 
     const int64_t part = product->is_tiled ? kernels->tile_columns : PART_COLUMNS;
@@ -107,7 +107,7 @@ static Status *multiply(const MatMul *matmul, const KernelContext *context, Prod
     Status *status = parallel_for(matmul->api)(context, kernels->round_group, groups, 0, product);
     if (!status)
         status = parallel_for(matmul->api)(context, multiply_part, parts, 0, product);
-    free(product->rounded);
+    return_scratch(matmul->api, &scratch);
     return status;
 }
 
@@ -117,9 +117,9 @@ static Status *multiply_halves(const MatMul *matmul, const KernelContext *contex
                                Product *product) {
     const size_t inputs = product->rows * product->weights.inputs;
     const size_t outputs = product->weights.outputs, results = product->rows * outputs;
-    float *floats = malloc((inputs + results + outputs) * sizeof(float));
-    if (!floats)
-        return create_status(matmul->api)(FAIL, "MatMulNBits: out of memory");
+    Scratch scratch;
+    TRY(take_scratch(matmul->api, context, (inputs + results + outputs) * sizeof(float), &scratch));
+    float *floats = scratch.memory;
     product->result = floats + inputs;
     product->source = floats;
     matmul->kernels->widen(source, floats, inputs);
@@ -129,7 +129,7 @@ static Status *multiply_halves(const MatMul *matmul, const KernelContext *contex
     }
     Status *status = multiply(matmul, context, product);
     matmul->kernels->narrow(product->result, result, results);
-    free(floats);
+    return_scratch(matmul->api, &scratch);
     return status;
 }
 

@@ -19,6 +19,8 @@ typedef struct Value Value;
 typedef struct TensorInfo TensorInfo;
 typedef struct OpDomain OpDomain;
 typedef struct SessionOptions SessionOptions;
+typedef struct MemoryInfo MemoryInfo;
+typedef struct Allocator Allocator;
 typedef struct CustomOp CustomOp;
 
 typedef struct {
@@ -31,6 +33,7 @@ typedef struct {
 } ApiBase;
 
 typedef enum { FLOAT = 1, UINT8 = 2, INT32 = 6, FLOAT16 = 10 } ElementType;
+typedef enum { DEVICE_ALLOCATOR = 0, ARENA = 1 } AllocatorType;
 typedef enum { REQUIRED = 0, OPTIONAL = 1 } Characteristic;
 typedef enum { FAIL = 1, NOT_IMPLEMENTED = 9 } ErrorCode;
 
@@ -74,6 +77,9 @@ FUNCTION(60, Status *, element_type, const TensorInfo *info, ElementType *type)
 FUNCTION(61, Status *, dimension_count, const TensorInfo *info, size_t *count)
 FUNCTION(62, Status *, dimensions, const TensorInfo *info, int64_t *sizes, size_t count)
 FUNCTION(65, Status *, tensor_info, const Value *value, TensorInfo **info)
+FUNCTION(69, Status *, cpu_memory_info, AllocatorType allocator, int memory, MemoryInfo **info)
+FUNCTION(75, Status *, allocate, Allocator *allocator, size_t size, void **memory)
+FUNCTION(76, Status *, deallocate, Allocator *allocator, void *memory)
 FUNCTION(85, Status *, float_attribute, const KernelInfo *info, const char *name, float *value)
 FUNCTION(86, Status *, int_attribute, const KernelInfo *info, const char *name, int64_t *value)
 FUNCTION(88, Status *, kernel_input_count, const KernelContext *context, size_t *count)
@@ -83,9 +89,12 @@ FUNCTION(91, Status *, kernel_output, KernelContext *context, size_t index, cons
          size_t count, Value **value)
 FUNCTION(93, void, release_status, Status *status)
 FUNCTION(99, void, release_tensor_info, TensorInfo *info)
+FUNCTION(132, void, release_allocator, Allocator *allocator)
 FUNCTION(230, Status *, node_input_count, const KernelInfo *info, size_t *count)
 FUNCTION(237, Status *, has_entry, const SessionOptions *options, const char *key, int *has)
 FUNCTION(249, Status *, constant_input, const KernelInfo *info, size_t index, int *is_constant,
          const Value **value)
+FUNCTION(253, Status *, kernel_allocator, const KernelContext *context, const MemoryInfo *info,
+         Allocator **allocator)
 FUNCTION(274, Status *, parallel_for, const KernelContext *context, void (*body)(void *, size_t),
          size_t total, size_t batches, void *data)

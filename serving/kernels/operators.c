@@ -29,11 +29,15 @@ EXPORTED const char *instruction_set(void) {
     return names[instruction_set_in_use()];
 }
 
+static MemoryInfo *arena;
+
 /* What ONNX Runtime calls; the name is its own. */
 EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
     OpDomain *domain;
     int is_float32 = 0, has_float32_cache = 0;
+    if (!arena)
+        TRY(cpu_memory_info(api)(ARENA, 0, &arena));
     TRY(create_domain(api)("com.microsoft", &domain));
     TRY(add_to_domain(api)(domain, &float_matmul_n_bits));
     TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
@@ -98,6 +102,19 @@ Status *input_shape(const Api *api, const KernelContext *context, size_t index, 
         status = dimensions(api)(info, sizes, *rank);
     release_tensor_info(api)(info);
     return status;
+}
+
+Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes, Scratch *scratch) {
+    TRY(kernel_allocator(api)(context, arena, &scratch->allocator));
+    Status *status = allocate(api)(scratch->allocator, bytes, &scratch->memory);
+    if (status)
+        release_allocator(api)(scratch->allocator);
+    return status;
+}
+
+void return_scratch(const Api *api, Scratch *scratch) {
+    release_status(api)(deallocate(api)(scratch->allocator, scratch->memory));
+    release_allocator(api)(scratch->allocator);
 }
 
 const char *on_the_cpu(const CustomOp *op) {

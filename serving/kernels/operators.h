@@ -28,6 +28,16 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type);
 
+/* Memory of the session's arena, for one run of a kernel. What comes from malloc would get its
+ * pages anew each time. */
+typedef struct {
+    Allocator *allocator;
+    void *memory;
+} Scratch;
+
+Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes, Scratch *scratch);
+void return_scratch(const Api *api, Scratch *scratch);
+
 /* What all operators answer alike, and those of one output. */
 const char *on_the_cpu(const CustomOp *op);
 size_t one_output(const CustomOp *op);
