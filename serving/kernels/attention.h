@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sizes.h"
+
 #define MOST_HEAD_SIZE 512
 
 /* New tokens of sequences against their keys and values, new ones included. Query heads that share
@@ -41,7 +43,7 @@ extern const AttentionKernels attention_kernels_avx2, attention_kernels_avx512;
 
 static inline int64_t blocks_of_rows(const Attention *attention) {
     const int64_t rows = attention->tokens * (attention->heads / attention->kv_heads);
-    return (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    return pieces_of(rows, BLOCK_ROWS);
 }
 
 static inline int64_t attention_tasks(const Attention *attention) {

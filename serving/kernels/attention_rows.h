@@ -13,9 +13,6 @@
 #define AHEAD 32 /* keys that are fetched ahead of their use */
 #define WIDE 4   /* vectors of values that are summed up at once */
 
-static inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- The cache ---- */
 
 static void store_new(void *data, size_t index) {
@@ -267,3 +264,6 @@ static void combine(void *data, size_t head) {
     for (int64_t i = 0; i < size; i++)
         result[i] /= total;
 }
+
+/* This instruction set's table. */
+#define ATTENTION_KERNELS {.store_new = store_new, .attend = attend, .combine = combine}

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sizes.h"
+
 /* One product: rows [rows, inputs] times weights that are stored [outputs, inputs]. */
 typedef struct {
     int64_t inputs, outputs, rows;

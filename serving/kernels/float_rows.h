@@ -20,8 +20,6 @@
 #define DEPTH 1024       /* numbers of a column that are transposed at once */
 #define AHEAD 4096       /* bytes of weights that are fetched ahead of their use */
 
-static inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- A few rows ---- */
 
 /* `rows` rows from `row`, a number known when compiling, times one column. */
@@ -157,3 +155,11 @@ static void multiply_tile(void *data, size_t part) {
         }
     }
 }
+
+/* This instruction set's table. */
+#define FLOAT_KERNELS                                                                              \
+    {.tile_columns = TILE,                                                                         \
+     .group_rows = GROUP,                                                                          \
+     .fill_group = fill_group,                                                                     \
+     .multiply_few = multiply_few,                                                                 \
+     .multiply_tile = multiply_tile}

@@ -22,19 +22,11 @@ typedef struct {
 
 /* ---- Opening ---- */
 
-/* Whether rows are multiplied with rows: transB is 1 and no other attribute is anything but 0 or,
- * the factor alpha, 1. Attributes that the node doesn't have are errors here. */
+/* Whether rows are multiplied with rows, and nothing else is done. */
 static bool is_rows_times_rows(const Api *api, const KernelInfo *info) {
-    static const char *const flags[] = {"transA", "transB", "transBatchA", "transBatchB"};
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
-        int64_t flag = 0;
-        release_status(api)(int_attribute(api)(info, flags[i], &flag));
-        if (flag != (i == 1))
-            return false;
-    }
-    float factor = 1;
-    release_status(api)(float_attribute(api)(info, "alpha", &factor));
-    return factor == 1;
+    return int_or(api, info, "transB", 0) && !int_or(api, info, "transA", 0) &&
+           !int_or(api, info, "transBatchA", 0) && !int_or(api, info, "transBatchB", 0) &&
+           float_or(api, info, "alpha", 1) == 1;
 }
 
 static Status *read_weights(MatMul *matmul, const KernelInfo *info) {
@@ -69,8 +61,8 @@ static Status *create(const CustomOp *op, const Api *api, const KernelInfo *info
 static Status *multiply_many(const MatMul *matmul, const KernelContext *context,
                              FloatProduct *product) {
     const FloatKernels *kernels = matmul->kernels;
-    const int64_t groups = (product->rows + kernels->group_rows - 1) / kernels->group_rows;
-    const int64_t tiles = (product->outputs + kernels->tile_columns - 1) / kernels->tile_columns;
+    const int64_t groups = pieces_of(product->rows, kernels->group_rows);
+    const int64_t tiles = pieces_of(product->outputs, kernels->tile_columns);
     const size_t group = product->inputs * kernels->group_rows + GROUP_MARGIN;
     Scratch scratch;
     TRY(take_scratch(matmul->api, context, groups * group * sizeof(float), &scratch));
@@ -89,7 +81,6 @@ static Status *compute(void *kernel, KernelContext *context) {
     size_t rank;
     ElementType type;
     const void *source;
-    Value *value;
     void *result;
     TRY(input_shape(api, context, SOURCE, sizes, MOST_DIMENSIONS, &rank, &type));
     TRY(input_data(api, context, SOURCE, &source));
@@ -101,13 +92,12 @@ static Status *compute(void *kernel, KernelContext *context) {
     if (weight_rank != 2 || weight_sizes[1] != product.inputs)
         return create_status(api)(FAIL, "FusedMatMul: the weights don't fit the rows");
     product.outputs = sizes[rank - 1] = weight_sizes[0];
-    TRY(kernel_output(api)(context, 0, sizes, rank, &value));
-    TRY(tensor_data(api)(value, &result));
+    TRY(output_data(api, context, 0, sizes, rank, &result));
     product.source = source;
     product.result = result;
     if (product.rows >= MANY_ROWS)
         return multiply_many(matmul, context, &product);
-    const int64_t parts = (product.outputs + FLOAT_PART_COLUMNS - 1) / FLOAT_PART_COLUMNS;
+    const int64_t parts = pieces_of(product.outputs, FLOAT_PART_COLUMNS);
     return parallel_for(api)(context, matmul->kernels->multiply_few, parts, 0, &product);
 }
 

@@ -30,18 +30,6 @@ typedef struct {
 
 /* ---- Opening ---- */
 
-static int64_t int_or(const Api *api, const KernelInfo *info, const char *name, int64_t otherwise) {
-    int64_t value = otherwise;
-    release_status(api)(int_attribute(api)(info, name, &value));
-    return value;
-}
-
-static float float_or(const Api *api, const KernelInfo *info, const char *name, float otherwise) {
-    float value = otherwise;
-    release_status(api)(float_attribute(api)(info, name, &value));
-    return value;
-}
-
 static Status *create(const CustomOp *op, const Api *api, const KernelInfo *info, void **kernel) {
     (void)op;
     if (int_or(api, info, "do_rotary", 0) || int_or(api, info, "smooth_softmax", 0))
@@ -108,17 +96,14 @@ static Status *read_cache(const Operator *op, KernelContext *context, Attention 
     int64_t sizes[4];
     size_t rank;
     ElementType type;
-    Value *keys, *values;
     void *key_data, *value_data;
     const void *past_keys, *past_values, *last;
     TRY(input_shape(api, context, PAST_KEY, sizes, 4, &rank, &type));
     TRY(input_data(api, context, PAST_KEY, &past_keys));
     TRY(input_data(api, context, PAST_VALUE, &past_values));
     TRY(input_data(api, context, LAST_POSITIONS, &last));
-    TRY(kernel_output(api)(context, PRESENT_KEY, sizes, rank, &keys));
-    TRY(kernel_output(api)(context, PRESENT_VALUE, sizes, rank, &values));
-    TRY(tensor_data(api)(keys, &key_data));
-    TRY(tensor_data(api)(values, &value_data));
+    TRY(output_data(api, context, PRESENT_KEY, sizes, rank, &key_data));
+    TRY(output_data(api, context, PRESENT_VALUE, sizes, rank, &value_data));
     if (sizes[3] > MOST_HEAD_SIZE)
         return create_status(api)(NOT_IMPLEMENTED, "GroupQueryAttention: a head has over 512 "
                                                    "numbers");
@@ -136,8 +121,8 @@ static Status *read_cache(const Operator *op, KernelContext *context, Attention 
 static int64_t parts_of(const Attention *attention) {
     int64_t longest = 0;
     for (int64_t i = 0; i < attention->batch; i++)
-        longest = attention->last[i] + 1 > longest ? attention->last[i] + 1 : longest;
-    return attention->tokens == 1 ? (longest + PART_KEYS - 1) / PART_KEYS : 1;
+        longest = larger_of(longest, attention->last[i] + 1);
+    return attention->tokens == 1 ? pieces_of(longest, PART_KEYS) : 1;
 }
 
 static Status *run(const Operator *op, const KernelContext *context, Attention *attention) {
@@ -173,10 +158,8 @@ static Status *compute(void *kernel, KernelContext *context) {
     TRY(read_rows(op, context, &attention));
     const int64_t width = op->heads * attention.head_size;
     const int64_t sizes[] = {attention.batch, attention.tokens, width};
-    Value *value;
     void *result;
-    TRY(kernel_output(op->api)(context, RESULT, sizes, 3, &value));
-    TRY(tensor_data(op->api)(value, &result));
+    TRY(output_data(op->api, context, RESULT, sizes, 3, &result));
     attention.result = result;
     if (attention.scale == 0)
         attention.scale = 1 / __builtin_sqrtf((float)attention.head_size);

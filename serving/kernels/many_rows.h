@@ -181,7 +181,7 @@ static void add_results(const Product *product, int64_t row, int rows, int64_t c
                         float (*results)[TILE]) {
     const int columns = (int)smaller_of(TILE, product->weights.outputs - column);
     for (int r = 0; r < smaller_of(rows, product->rows - row); r++) {
-        float *total = (float *)product->result + (row + r) * product->weights.outputs + column;
+        float *total = product->result + (row + r) * product->weights.outputs + column;
         for (int c = 0; c < columns; c++)
             total[c] = (from            ? total[c]
                         : product->bias ? product->bias[column + c]

@@ -90,7 +90,7 @@ static void destroy(void *kernel) {
 
 static Status *multiply(const MatMul *matmul, const KernelContext *context, Product *product) {
     const ProductKernels *kernels = matmul->kernels;
-    const int64_t groups = (product->rows + kernels->tile_rows - 1) / kernels->tile_rows;
+    const int64_t groups = pieces_of(product->rows, kernels->tile_rows);
     const int64_t spans = groups * kernels->tile_rows * spans_of(&product->weights);
     /* Asymmetric weights of 8 bits have no signed form of 8 bits to unpack. */
     const bool has_tiles = product->weights.bits == 4 || !product->weights.zero_points;
@@ -103,7 +103,7 @@ static Status *multiply(const MatMul *matmul, const KernelContext *context, Prod
     const int64_t part = product->is_tiled ? kernels->tile_columns : PART_COLUMNS;
     void (*multiply_part)(void *, size_t) =
         product->is_tiled ? kernels->multiply_tile : kernels->multiply_few;
-    const int64_t parts = (product->weights.outputs + part - 1) / part;
+    const int64_t parts = pieces_of(product->weights.outputs, part);
     Status *status = parallel_for(matmul->api)(context, kernels->round_group, groups, 0, product);
     if (!status)
         status = parallel_for(matmul->api)(context, multiply_part, parts, 0, product);
@@ -140,7 +140,6 @@ static Status *compute(void *kernel, KernelContext *context) {
     size_t rank;
     ElementType type;
     const void *source, *bias, *order;
-    Value *value;
     void *result;
     TRY(input_shape(api, context, SOURCE, sizes, MOST_DIMENSIONS, &rank, &type));
     TRY(input_data(api, context, SOURCE, &source));
@@ -152,8 +151,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     for (size_t i = 0; i + 1 < rank; i++)
         rows *= sizes[i];
     sizes[rank - 1] = matmul->weights.outputs;
-    TRY(kernel_output(api)(context, 0, sizes, rank, &value));
-    TRY(tensor_data(api)(value, &result));
+    TRY(output_data(api, context, 0, sizes, rank, &result));
     Product product = {.weights = matmul->weights, .rows = rows};
     if (rows == 0)
         return NULL;

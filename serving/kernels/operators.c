@@ -104,6 +104,26 @@ Status *input_shape(const Api *api, const KernelContext *context, size_t index, 
     return status;
 }
 
+Status *output_data(const Api *api, KernelContext *context, size_t index, const int64_t *sizes,
+                    size_t rank, void **data) {
+    Value *value;
+    TRY(kernel_output(api)(context, index, sizes, rank, &value));
+    return tensor_data(api)(value, data);
+}
+
+/* ONNX Runtime makes an error of an attribute that a node doesn't have. */
+int64_t int_or(const Api *api, const KernelInfo *info, const char *name, int64_t otherwise) {
+    int64_t value = otherwise;
+    release_status(api)(int_attribute(api)(info, name, &value));
+    return value;
+}
+
+float float_or(const Api *api, const KernelInfo *info, const char *name, float otherwise) {
+    float value = otherwise;
+    release_status(api)(float_attribute(api)(info, name, &value));
+    return value;
+}
+
 Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes, Scratch *scratch) {
     TRY(kernel_allocator(api)(context, arena, &scratch->allocator));
     Status *status = allocate(api)(scratch->allocator, bytes, &scratch->memory);

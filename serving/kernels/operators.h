@@ -2,6 +2,7 @@
 #pragma once
 
 #include "onnxruntime_abi.h"
+#include "sizes.h"
 
 #define TRY(call)                                                                                  \
     do {                                                                                           \
@@ -27,6 +28,14 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 /* An input's shape and type. Fails where it has no dimension, or more than `most`. */
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type);
+
+/* An output's data, of this shape. */
+Status *output_data(const Api *api, KernelContext *context, size_t index, const int64_t *sizes,
+                    size_t rank, void **data);
+
+/* A node's attribute, or what it is otherwise. */
+int64_t int_or(const Api *api, const KernelInfo *info, const char *name, int64_t otherwise);
+float float_or(const Api *api, const KernelInfo *info, const char *name, float otherwise);
 
 /* Memory of the session's arena, for one run of a kernel. What comes from malloc would get its
  * pages anew each time. */

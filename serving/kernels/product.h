@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sizes.h"
+
 /* Numbers of a row of activations that share a scale when they are rounded to 8 bits. */
 #define SPAN 128
 
@@ -48,8 +50,6 @@ typedef struct {
 
 extern const ProductKernels product_kernels_avx2, product_kernels_avx512;
 
-static inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static inline int64_t blocks_of(const Weights *weights) {
     return (weights->inputs + weights->block - 1) >> __builtin_ctzll(weights->block);
 }
@@ -60,7 +60,7 @@ static inline int64_t padded_inputs(const Weights *weights) {
 }
 
 static inline int64_t spans_of(const Weights *weights) {
-    return (padded_inputs(weights) + SPAN - 1) / SPAN;
+    return pieces_of(padded_inputs(weights), SPAN);
 }
 
 /* What the weights of this row and block have for zero. */
