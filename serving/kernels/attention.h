@@ -1,6 +1,7 @@
 /* What the parts of attention over a KV cache tell each other. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,7 +37,7 @@ typedef struct {
 extern const AttentionKernels attention_kernels_avx2, attention_kernels_avx512;
 
 /* Rows, each a head of a token, that are computed at once. */
-#define BLOCK_ROWS 32
+#define BLOCK_ROWS 48
 
 /* Keys of one part. */
 #define PART_KEYS 512

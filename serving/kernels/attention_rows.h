@@ -6,12 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention.h"
-#include "vectors.h"
-
-#define BLOCK_KEYS 64
-#define AHEAD 32 /* keys that are fetched ahead of their use */
-#define WIDE 4   /* vectors of values that are summed up at once */
+#include "attention_block.h"
 
 /* ---- The cache ---- */
 
@@ -38,14 +33,6 @@ static void store_new(void *data, size_t index) {
 
 /* ---- One block of rows ---- */
 
-typedef struct {
-    int64_t first, count;                      /* rows of the key head */
-    float queries[BLOCK_ROWS][MOST_HEAD_SIZE]; /* scaled; zero behind the head's size */
-    float scores[BLOCK_ROWS][BLOCK_KEYS];
-    float sums[BLOCK_ROWS][MOST_HEAD_SIZE];        /* of values */
-    float largest[BLOCK_ROWS], totals[BLOCK_ROWS]; /* of the scores, and of their exponentials */
-} Rows;
-
 /* Where a row's numbers are in the query and, with other strides, in the result. */
 static inline int64_t place_of(const Attention *attention, int64_t sequence, int64_t kv_head,
                                int64_t row, int64_t stride) {
@@ -57,60 +44,19 @@ static inline int64_t place_of(const Attention *attention, int64_t sequence, int
 static inline void load_rows(const Attention *attention, int64_t sequence, int64_t kv_head,
                              Rows *rows) {
     const int64_t size = attention->head_size;
-    for (int64_t r = 0; r < BLOCK_ROWS; r++) {
-        memset(rows->queries[r], 0, sizeof rows->queries[r]);
-        memset(rows->sums[r], 0, size * sizeof(float));
+    rows->size = size;
+    rows->stride = pieces_of(size, LANES) * LANES;
+    /* Rows behind the last one are multiplied too: two at once of a few, GROUP of many. */
+    const int64_t used = pieces_of(rows->count, 2 * GROUP) * 2 * GROUP;
+    memset(rows->queries, 0, used * rows->stride * sizeof(float));
+    memset(rows->sums, 0, used * rows->stride * sizeof(float));
+    for (int64_t r = 0; r < rows->count; r++) {
         rows->largest[r] = -1e30f;
         rows->totals[r] = 0;
-        if (r >= rows->count)
-            continue;
         const float *query = attention->query + place_of(attention, sequence, kv_head,
                                                          rows->first + r, attention->query_stride);
         for (int64_t i = 0; i < size; i++)
-            rows->queries[r][i] = query[i] * attention->scale;
-    }
-}
-
-/* Numbers that are needed soon: one token reads its keys and values once, at the memory's speed. */
-static inline void fetch(const float *numbers, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16)
-        __builtin_prefetch(numbers + i);
-}
-
-/* Scores of all rows with `count` keys; those of up to three more are left undefined. */
-static inline void score_block(Rows *rows, const float *keys, const float *values, int64_t count,
-                               int64_t size) {
-    for (int64_t key = 0; key < count; key += 4) {
-        fetch(keys + (key + AHEAD) * size, 4 * size);
-        fetch(values + key * size, 4 * size);
-        const float *four[4];
-        for (int i = 0; i < 4; i++)
-            four[i] = keys + smaller_of(key + i, count - 1) * size;
-        for (int64_t r = 0; r < rows->count; r += 2) {
-            Floats products[2][4];
-            UNROLLED for (int i = 0; i < 4; i++) products[0][i] = products[1][i] = floats_all(0);
-            int64_t d = 0;
-            for (; d + LANES <= size; d += LANES) {
-                const Floats one = floats_load(rows->queries[r] + d);
-                const Floats other = floats_load(rows->queries[r + 1] + d);
-                UNROLLED for (int i = 0; i < 4; i++) {
-                    const Floats numbers = floats_load(four[i] + d);
-                    products[0][i] = multiply_add(one, numbers, products[0][i]);
-                    products[1][i] = multiply_add(other, numbers, products[1][i]);
-                }
-            }
-            if (d < size)
-                UNROLLED for (int i = 0; i < 4; i++) {
-                    const Floats numbers = floats_load_some(four[i] + d, size - d);
-                    const Floats one = floats_load(rows->queries[r] + d);
-                    const Floats other = floats_load(rows->queries[r + 1] + d);
-                    products[0][i] = multiply_add(one, numbers, products[0][i]);
-                    products[1][i] = multiply_add(other, numbers, products[1][i]);
-                }
-            for (int half = 0; half < 2; half++)
-                store_sums(rows->scores[r + half] + key, products[half][0], products[half][1],
-                           products[half][2], products[half][3]);
-        }
+            rows->queries[r * rows->stride + i] = query[i] * attention->scale;
     }
 }
 
@@ -138,54 +84,22 @@ static inline void weigh(const Attention *attention, Rows *rows, int64_t r, int6
     Floats largest = floats_all(rows->largest[r]), total = floats_all(0);
     for (int i = 0; i < BLOCK_KEYS; i += LANES)
         largest = larger(largest, floats_load(scores + i));
-    const float most = largest_of(largest), factor = expf(rows->largest[r] - most);
+    const float most = largest_of(largest);
     for (int i = 0; i < BLOCK_KEYS; i += LANES) {
         const Floats weights =
             exponential(subtract_floats(floats_load(scores + i), floats_all(most)));
         floats_store(scores + i, weights);
         total = add(total, weights);
     }
-    rows->totals[r] = rows->totals[r] * factor + sum_of(total);
-    rows->largest[r] = most;
-    if (factor != 1)
-        for (int64_t i = 0; i < attention->head_size; i++)
-            rows->sums[r][i] *= factor;
-}
-
-/* Add two rows' weighted values, `vectors` vectors of each, a number known when compiling. */
-ALWAYS_INLINE void add_values(Rows *rows, int64_t r, const float *values, int64_t count,
-                              int64_t size, int64_t d, int vectors) {
-    Floats sums[2][WIDE];
-    const int64_t left = size - d;
-    UNROLLED for (int i = 0; i < vectors; i++) {
-        sums[0][i] = floats_load_some(rows->sums[r] + d + i * LANES, left - i * LANES);
-        sums[1][i] = floats_load_some(rows->sums[r + 1] + d + i * LANES, left - i * LANES);
+    if (rows->largest[r] != most) {
+        const Floats factor = exponential(floats_all(rows->largest[r] - most));
+        float *sums = rows->sums + r * rows->stride;
+        for (int64_t i = 0; i < rows->stride; i += LANES)
+            floats_store(sums + i, multiply(floats_load(sums + i), factor));
+        rows->totals[r] *= first_of(factor);
+        rows->largest[r] = most;
     }
-    for (int64_t key = 0; key < count; key++) {
-        const Floats one = floats_all(rows->scores[r][key]);
-        const Floats other = floats_all(rows->scores[r + 1][key]);
-        UNROLLED for (int i = 0; i < vectors; i++) {
-            const float *from = values + key * size + d + i * LANES;
-            const Floats numbers =
-                vectors == WIDE ? floats_load(from) : floats_load_some(from, left);
-            sums[0][i] = multiply_add(one, numbers, sums[0][i]);
-            sums[1][i] = multiply_add(other, numbers, sums[1][i]);
-        }
-    }
-    UNROLLED for (int i = 0; i < vectors; i++) {
-        floats_store(rows->sums[r] + d + i * LANES, sums[0][i]);
-        floats_store(rows->sums[r + 1] + d + i * LANES, sums[1][i]);
-    }
-}
-
-static inline void add_block(Rows *rows, const float *values, int64_t count, int64_t size) {
-    for (int64_t r = 0; r < rows->count; r += 2) {
-        int64_t d = 0;
-        for (; d + WIDE * LANES <= size; d += WIDE * LANES)
-            add_values(rows, r, values, count, size, d, WIDE);
-        for (; d < size; d += LANES)
-            add_values(rows, r, values, count, size, d, 1);
-    }
+    rows->totals[r] += sum_of(total);
 }
 
 /* ---- Tasks ---- */
@@ -198,14 +112,14 @@ static inline void store_rows(const Attention *attention, int64_t sequence, int6
             float *result = attention->result + place_of(attention, sequence, kv_head,
                                                          rows->first + r, attention->heads * size);
             for (int64_t i = 0; i < size; i++)
-                result[i] = rows->sums[r][i] / rows->totals[r];
+                result[i] = rows->sums[r * rows->stride + i] / rows->totals[r];
             continue;
         }
         const int64_t head = sequence * attention->heads + kv_head * shared + rows->first + r;
         float *partial = attention->partial + (head * attention->parts + part) * (size + 2);
         partial[0] = rows->largest[r];
         partial[1] = rows->totals[r];
-        memcpy(partial + 2, rows->sums[r], size * sizeof(float));
+        memcpy(partial + 2, rows->sums + r * rows->stride, size * sizeof(float));
     }
 }
 
@@ -234,13 +148,13 @@ static void attend(void *data, size_t task) {
     }
     for (int64_t key = start; key < end; key += BLOCK_KEYS) {
         const int64_t count = smaller_of(BLOCK_KEYS, end - key);
-        score_block(&rows, keys + key * size, values + key * size, count, size);
+        score_block(&rows, keys + key * size, values + key * size, count);
         for (int64_t r = 0; r < rows.count; r++) {
             const int64_t position = past + (rows.first + r) / shared;
             weigh(attention, &rows, r, position + 1 - window - key,
                   smaller_of(count, position + 1 - key));
         }
-        add_block(&rows, values + key * size, count, size);
+        add_block(&rows, values + key * size, count);
     }
     store_rows(attention, sequence, kv_head, part, &rows);
 }

@@ -17,7 +17,7 @@
 #define FEW 4            /* rows that are multiplied at once without a tile */
 #define CHAINS 4         /* sums of each, to hide the latency of adding */
 #define TILE (2 * LANES) /* columns of a tile */
-#define DEPTH 1024       /* numbers of a column that are transposed at once */
+#define DEPTH 768        /* numbers of a column that are transposed at once */
 #define AHEAD 4096       /* bytes of weights that are fetched ahead of their use */
 
 /* ---- A few rows ---- */
@@ -133,26 +133,37 @@ static inline void multiply_group(const float *group, const float (*tile)[TILE],
     }
 }
 
-static void multiply_tile(void *data, size_t part) {
+/* Add a group's product with one tile to the results, or begin them. */
+static inline void multiply_into(const FloatProduct *product, int64_t row, int64_t column,
+                                 int64_t from, int64_t count, const float (*tile)[TILE]) {
+    const int64_t rows = smaller_of(GROUP, product->rows - row);
+    const int64_t columns = smaller_of(TILE, product->outputs - column);
+    float *result = product->result + row * product->outputs + column;
+    float results[GROUP][TILE];
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c += 16)
+            __builtin_prefetch(result + r * product->outputs + c, 1);
+    multiply_group(group_of(product, row / GROUP) + from * GROUP, tile, count, results);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            float *total = result + r * product->outputs + c;
+            *total = from ? *total + results[r][c] : results[r][c];
+        }
+}
+
+/* Several tiles, so that a group's numbers are fetched once for all of them. */
+static void multiply_tiles(void *data, size_t part) {
     const FloatProduct *product = data;
-    const int64_t column = part * TILE, columns = smaller_of(TILE, product->outputs - column);
-    float tile[DEPTH][TILE], results[GROUP][TILE];
+    const int64_t first = part * product->part_tiles * TILE;
+    const int64_t last = smaller_of(first + product->part_tiles * TILE, product->outputs);
+    float tiles[MOST_PART_TILES][DEPTH][TILE];
     for (int64_t from = 0; from < product->inputs; from += DEPTH) {
         const int64_t count = smaller_of(DEPTH, product->inputs - from);
-        fill_tile(product, column, from, count, tile);
-        for (int64_t row = 0; row < product->rows; row += GROUP) {
-            const int64_t rows = smaller_of(GROUP, product->rows - row);
-            float *result = product->result + row * product->outputs + column;
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t c = 0; c < columns; c += 16)
-                    __builtin_prefetch(result + r * product->outputs + c, 1);
-            multiply_group(group_of(product, row / GROUP) + from * GROUP, tile, count, results);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t c = 0; c < columns; c++) {
-                    float *total = result + r * product->outputs + c;
-                    *total = from ? *total + results[r][c] : results[r][c];
-                }
-        }
+        for (int64_t column = first, tile = 0; column < last; column += TILE, tile++)
+            fill_tile(product, column, from, count, tiles[tile]);
+        for (int64_t row = 0; row < product->rows; row += GROUP)
+            for (int64_t column = first, tile = 0; column < last; column += TILE, tile++)
+                multiply_into(product, row, column, from, count, tiles[tile]);
     }
 }
 
@@ -162,4 +173,4 @@ static void multiply_tile(void *data, size_t part) {
      .group_rows = GROUP,                                                                          \
      .fill_group = fill_group,                                                                     \
      .multiply_few = multiply_few,                                                                 \
-     .multiply_tile = multiply_tile}
+     .multiply_tiles = multiply_tiles}

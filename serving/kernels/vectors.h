@@ -32,6 +32,7 @@ static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); 
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 static inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
+static inline float first_of(Floats x) { return _mm512_cvtss_f32(x); }
 static inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
 static inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
 
@@ -146,6 +147,7 @@ static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); 
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 static inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+static inline float first_of(Floats x) { return _mm256_cvtss_f32(x); }
 static inline float sum_of(Floats x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
