@@ -17,7 +17,8 @@
 #define FEW 4            /* rows that are multiplied at once without a tile */
 #define CHAINS 4         /* sums of each, to hide the latency of adding */
 #define TILE (2 * LANES) /* columns of a tile */
-#define DEPTH 768        /* numbers of a column that are transposed at once */
+#define DEPTH 1024       /* numbers of a column that are transposed at once */
+#define LINE 16          /* numbers of a line of the caches */
 #define AHEAD 4096       /* bytes of weights that are fetched ahead of their use */
 
 /* ---- A few rows ---- */
@@ -114,56 +115,56 @@ static inline void fill_tile(const FloatProduct *product, int64_t column, int64_
         }
 }
 
-/* A group of rows times a tile, to results [GROUP][TILE]. */
-static inline void multiply_group(const float *group, const float (*tile)[TILE], int64_t count,
-                                  float (*results)[TILE]) {
-    Floats sums[GROUP][2];
-    UNROLLED for (int r = 0; r < GROUP; r++) sums[r][0] = sums[r][1] = floats_all(0);
-    for (int64_t k = 0; k < count; k++) {
-        const Floats left = floats_load(tile[k]), right = floats_load(tile[k] + LANES);
-        UNROLLED for (int r = 0; r < GROUP; r++) {
-            const Floats number = floats_all(group[k * GROUP + r]);
-            sums[r][0] = multiply_add(number, left, sums[r][0]);
-            sums[r][1] = multiply_add(number, right, sums[r][1]);
-        }
-    }
-    UNROLLED for (int r = 0; r < GROUP; r++) {
-        floats_store(results[r], sums[r][0]);
-        floats_store(results[r] + LANES, sums[r][1]);
-    }
-}
-
-/* Add a group's product with one tile to the results, or begin them. */
-static inline void multiply_into(const FloatProduct *product, int64_t row, int64_t column,
-                                 int64_t from, int64_t count, const float (*tile)[TILE]) {
+/* Add a group's product with one tile to the results, or begin them with `from` at 0. Meanwhile,
+ * `count` numbers at `ahead` are fetched. */
+static inline void multiply_group(const FloatProduct *product, int64_t row, int64_t column,
+                                  int64_t from, int64_t count, const float (*tile)[TILE],
+                                  const float *ahead) {
     const int64_t rows = smaller_of(GROUP, product->rows - row);
     const int64_t columns = smaller_of(TILE, product->outputs - column);
+    const float *group = group_of(product, row / GROUP) + from * GROUP;
     float *result = product->result + row * product->outputs + column;
-    float results[GROUP][TILE];
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c += 16)
+        for (int64_t c = 0; c < columns; c += LINE)
             __builtin_prefetch(result + r * product->outputs + c, 1);
-    multiply_group(group_of(product, row / GROUP) + from * GROUP, tile, count, results);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) {
-            float *total = result + r * product->outputs + c;
-            *total = from ? *total + results[r][c] : results[r][c];
+    Floats sums[GROUP][2];
+    UNROLLED for (int r = 0; r < GROUP; r++) sums[r][0] = sums[r][1] = floats_all(0);
+    for (int64_t start = 0; start < count; start += LINE) {
+        __builtin_prefetch(ahead + start, 0, 2);
+        const int64_t end = smaller_of(start + LINE, count);
+        for (int64_t k = start; k < end; k++) {
+            const Floats left = floats_load(tile[k]), right = floats_load(tile[k] + LANES);
+            UNROLLED for (int r = 0; r < GROUP; r++) {
+                const Floats number = floats_all(group[k * GROUP + r]);
+                sums[r][0] = multiply_add(number, left, sums[r][0]);
+                sums[r][1] = multiply_add(number, right, sums[r][1]);
+            }
         }
+    }
+    UNROLLED for (int r = 0; r < GROUP; r++) if (r < rows)
+        UNROLLED for (int half = 0; half < 2; half++) {
+        float *place = result + r * product->outputs + half * LANES;
+        const int64_t left = columns - half * LANES;
+        const Floats total =
+            from ? add(sums[r][half], floats_load_some(place, left)) : sums[r][half];
+        floats_store_some(place, total, left);
+    }
 }
 
-/* Several tiles, so that a group's numbers are fetched once for all of them. */
-static void multiply_tiles(void *data, size_t part) {
+static void multiply_tile(void *data, size_t part) {
     const FloatProduct *product = data;
-    const int64_t first = part * product->part_tiles * TILE;
-    const int64_t last = smaller_of(first + product->part_tiles * TILE, product->outputs);
-    float tiles[MOST_PART_TILES][DEPTH][TILE];
-    for (int64_t from = 0; from < product->inputs; from += DEPTH) {
-        const int64_t count = smaller_of(DEPTH, product->inputs - from);
-        for (int64_t column = first, tile = 0; column < last; column += TILE, tile++)
-            fill_tile(product, column, from, count, tiles[tile]);
-        for (int64_t row = 0; row < product->rows; row += GROUP)
-            for (int64_t column = first, tile = 0; column < last; column += TILE, tile++)
-                multiply_into(product, row, column, from, count, tiles[tile]);
+    const int64_t inputs = product->inputs, column = part * TILE;
+    float tile[DEPTH][TILE];
+    for (int64_t from = 0; from < inputs; from += DEPTH) {
+        const int64_t count = smaller_of(DEPTH, inputs - from);
+        fill_tile(product, column, from, count, tile);
+        /* What comes next: more of these columns, or the tile behind the one that another thread
+         * has begun. */
+        const bool is_last = from + DEPTH >= inputs;
+        const float *ahead = product->weights + (is_last ? (column + 2 * TILE) * inputs
+                                                         : column * inputs + from + DEPTH);
+        for (int64_t row = 0; row < product->rows; row += GROUP, ahead += inputs)
+            multiply_group(product, row, column, from, count, tile, ahead);
     }
 }
 
@@ -173,4 +174,4 @@ static void multiply_tiles(void *data, size_t part) {
      .group_rows = GROUP,                                                                          \
      .fill_group = fill_group,                                                                     \
      .multiply_few = multiply_few,                                                                 \
-     .multiply_tiles = multiply_tiles}
+     .multiply_tile = multiply_tile}

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "sizes.h"
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
 
@@ -38,7 +40,14 @@ static inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
 
 /* The first `count` numbers at p, the rest zero; no others are read. */
 static inline Floats floats_load_some(const float *p, int64_t count) {
-    return _mm512_maskz_loadu_ps(count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1), p);
+    return _mm512_maskz_loadu_ps(
+        count >= LANES ? 0xffff : (__mmask16)((1u << larger_of(count, 0)) - 1), p);
+}
+/* Store the first `count` lanes at p; no other numbers are written. */
+static inline void floats_store_some(float *p, Floats x, int64_t count) {
+    const __mmask16 is_written =
+        count >= LANES ? 0xffff : (__mmask16)((1u << larger_of(count, 0)) - 1);
+    _mm512_mask_storeu_ps(p, is_written, x);
 }
 static inline Floats subtract_floats(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 static inline Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
@@ -162,8 +171,14 @@ static inline float largest_of(Floats x) {
 /* The first `count` numbers at p, the rest zero; no others are read. */
 static inline Floats floats_load_some(const float *p, int64_t count) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const int given = count < LANES ? (int)count : LANES;
+    const int given = (int)smaller_of(count, LANES);
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(given), lane));
+}
+/* Store the first `count` lanes at p; no other numbers are written. */
+static inline void floats_store_some(float *p, Floats x, int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int given = (int)smaller_of(count, LANES);
+    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(given), lane), x);
 }
 static inline Floats subtract_floats(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 static inline Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
