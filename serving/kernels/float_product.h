@@ -13,7 +13,8 @@ typedef struct {
     const float *source;  /* [rows, inputs] */
     const float *weights; /* [outputs, inputs] */
     float *result;        /* [rows, outputs] */
-    float *grouped;       /* the rows as multiply_tile reads them; not for multiply_few */
+    float *grouped;       /* the rows as multiply_tiles reads them; not for multiply_few */
+    int64_t part_tiles;   /* tiles of one part for multiply_tiles */
 } FloatProduct;
 
 /* The functions of one instruction set. Each does a part of a FloatProduct: a group of rows, some
@@ -22,11 +23,14 @@ typedef struct {
     int64_t tile_columns, group_rows;
     void (*fill_group)(void *product, size_t group);
     void (*multiply_few)(void *product, size_t part);
-    void (*multiply_tile)(void *product, size_t tile);
+    void (*multiply_tiles)(void *product, size_t part);
 } FloatKernels;
 
 /* Columns of one part for multiply_few. */
 #define FLOAT_PART_COLUMNS 32
+
+/* Most tiles of one part for multiply_tiles. */
+#define MOST_PART_TILES 4
 
 /* Numbers behind each group of rows that may be written to. */
 #define GROUP_MARGIN 16

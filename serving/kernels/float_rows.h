@@ -151,20 +151,26 @@ static inline void multiply_group(const FloatProduct *product, int64_t row, int6
     }
 }
 
-static void multiply_tile(void *data, size_t part) {
+/* Several tiles, so that a group's numbers come from afar once for all of them. */
+static void multiply_tiles(void *data, size_t part) {
     const FloatProduct *product = data;
-    const int64_t inputs = product->inputs, column = part * TILE;
-    float tile[DEPTH][TILE];
+    const int64_t inputs = product->inputs, width = product->part_tiles * TILE;
+    const int64_t first = part * width, last = smaller_of(first + width, product->outputs);
+    float tiles[MOST_PART_TILES][DEPTH][TILE];
     for (int64_t from = 0; from < inputs; from += DEPTH) {
         const int64_t count = smaller_of(DEPTH, inputs - from);
-        fill_tile(product, column, from, count, tile);
-        /* What comes next: more of these columns, or the tile behind the one that another thread
+        for (int64_t column = first, tile = 0; column < last; column += TILE, tile++)
+            fill_tile(product, column, from, count, tiles[tile]);
+        /* What comes next: more of these columns, or the part behind the one that another thread
          * has begun. */
         const bool is_last = from + DEPTH >= inputs;
-        const float *ahead = product->weights + (is_last ? (column + 2 * TILE) * inputs
-                                                         : column * inputs + from + DEPTH);
-        for (int64_t row = 0; row < product->rows; row += GROUP, ahead += inputs)
-            multiply_group(product, row, column, from, count, tile, ahead);
+        const float *ahead = product->weights + (is_last ? (first + 2 * width) * inputs
+                                                         : first * inputs + from + DEPTH);
+        for (int64_t row = 0; row < product->rows; row += GROUP)
+            for (int64_t column = first, tile = 0; column < last; column += TILE, tile++) {
+                multiply_group(product, row, column, from, count, tiles[tile], ahead);
+                ahead += inputs;
+            }
     }
 }
 
@@ -174,4 +180,4 @@ static void multiply_tile(void *data, size_t part) {
      .group_rows = GROUP,                                                                          \
      .fill_group = fill_group,                                                                     \
      .multiply_few = multiply_few,                                                                 \
-     .multiply_tile = multiply_tile}
+     .multiply_tiles = multiply_tiles}

@@ -12,6 +12,8 @@ enum { SOURCE, WEIGHTS, INPUTS };
 
 /* Rows from which it pays to transpose tiles of weights. */
 #define MANY_ROWS 8
+/* Parts below which a product is hard to divide among threads. */
+#define FEWEST_PARTS 12
 #define MOST_DIMENSIONS 8
 
 typedef struct {
@@ -63,13 +65,15 @@ static Status *multiply_many(const MatMul *matmul, const KernelContext *context,
     const FloatKernels *kernels = matmul->kernels;
     const int64_t groups = pieces_of(product->rows, kernels->group_rows);
     const int64_t tiles = pieces_of(product->outputs, kernels->tile_columns);
+    product->part_tiles = larger_of(1, smaller_of(MOST_PART_TILES, tiles / FEWEST_PARTS));
+    const int64_t parts = pieces_of(tiles, product->part_tiles);
     const size_t group = product->inputs * kernels->group_rows + GROUP_MARGIN;
     Scratch scratch;
     TRY(take_scratch(matmul->api, context, groups * group * sizeof(float), &scratch));
     product->grouped = scratch.memory;
     Status *status = parallel_for(matmul->api)(context, kernels->fill_group, groups, 0, product);
     if (!status)
-        status = parallel_for(matmul->api)(context, kernels->multiply_tile, tiles, 0, product);
+        status = parallel_for(matmul->api)(context, kernels->multiply_tiles, parts, 0, product);
     return_scratch(matmul->api, &scratch);
     return status;
 }

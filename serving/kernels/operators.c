@@ -34,7 +34,7 @@ static MemoryInfo *arena;
 /* What ONNX Runtime calls; the name is its own. */
 EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
-    OpDomain *domain;
+    OpDomain *domain, *own_domain;
     int is_float32 = 0, has_float32_cache = 0;
     if (!arena)
         TRY(cpu_memory_info(api)(ARENA, 0, &arena));
@@ -43,12 +43,19 @@ EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base)
     TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
     /* A registered operator hides ONNX Runtime's for other types. */
     TRY(has_entry(api)(options, "export_llm.float32", &is_float32));
-    if (is_float32)
+    if (is_float32) {
         TRY(add_to_domain(api)(domain, &fused_matmul));
+        TRY(add_to_domain(api)(domain, fast_gelu));
+    }
     TRY(has_entry(api)(options, "export_llm.float32_cache", &has_float32_cache));
     if (has_float32_cache)
         TRY(add_to_domain(api)(domain, &group_query_attention));
-    return add_domain(api)(options, domain);
+    TRY(add_domain(api)(options, domain));
+    /* Graphs have functions of these names: without the kernels, ONNX Runtime runs their bodies. */
+    TRY(create_domain(api)("export_llm", &own_domain));
+    TRY(add_to_domain(api)(own_domain, ge_glu));
+    TRY(add_to_domain(api)(own_domain, swi_glu));
+    return add_domain(api)(options, own_domain);
 }
 
 static Status *data_and_type(const Api *api, const Value *value, const void **data,

@@ -1,6 +1,8 @@
 /* What the operators here have in common. */
 #pragma once
 
+#include <stdbool.h>
+
 #include "onnxruntime_abi.h"
 #include "sizes.h"
 
@@ -12,6 +14,7 @@
     } while (0)
 
 extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul, group_query_attention;
+extern const CustomOp *const fast_gelu, *const ge_glu, *const swi_glu;
 
 typedef enum { NONE, AVX2, AVX512 } InstructionSet;
 

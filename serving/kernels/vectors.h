@@ -33,6 +33,7 @@ static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+static inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 static inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
 static inline float first_of(Floats x) { return _mm512_cvtss_f32(x); }
 static inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
@@ -155,6 +156,7 @@ static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 static inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 static inline float first_of(Floats x) { return _mm256_cvtss_f32(x); }
 static inline float sum_of(Floats x) {
@@ -273,11 +275,11 @@ static inline Integers dot_signed(Integers sum, Integers weights, Integers activ
 #endif
 
 /* e to the power of x, to 1e-7 of it: 2 to a whole power times Taylor's series of the rest, at most
- * log(2) / 2. Zero far below zero. */
+ * log(2) / 2. Zero far below zero, and no more than e to the 88th. */
 static inline Floats exponential(Floats x) {
-    const Floats low = larger(x, floats_all(-87));
-    const Floats power = nearest(multiply(low, floats_all(1.44269504f)));
-    Floats rest = multiply_add(power, floats_all(-0.693359375f), low);
+    const Floats bounded = larger(smaller(x, floats_all(88)), floats_all(-87));
+    const Floats power = nearest(multiply(bounded, floats_all(1.44269504f)));
+    Floats rest = multiply_add(power, floats_all(-0.693359375f), bounded);
     rest = multiply_add(power, floats_all(2.12194440e-4f), rest);
     Floats sum = floats_all(1.0f / 5040);
     static const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};

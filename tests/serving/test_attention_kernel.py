@@ -125,6 +125,7 @@ CASES = (
     Case(6, 2, 8, (5, 9)),
     Case(3, 1, 20, (0, 31), packed=True),
     Case(2, 1, 80, (17,), softcap=5.0),
+    Case(2, 2, 64, (17,), softcap=0.05),
     Case(2, 2, 128, (3, 20), window=7),
     Case(2, 1, 256, (0,), window=1),
     Case(40, 1, 16, (40,)),
