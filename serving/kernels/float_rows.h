@@ -116,10 +116,10 @@ static inline void fill_tile(const FloatProduct *product, int64_t column, int64_
 }
 
 /* Add a group's product with one tile to the results, or begin them with `from` at 0. Meanwhile,
- * `count` numbers at `ahead` are fetched. */
+ * `count` numbers of each of `columns_ahead` columns at `ahead` are fetched. */
 static inline void multiply_group(const FloatProduct *product, int64_t row, int64_t column,
                                   int64_t from, int64_t count, const float (*tile)[TILE],
-                                  const float *ahead) {
+                                  const float *ahead, int64_t columns_ahead) {
     const int64_t rows = smaller_of(GROUP, product->rows - row);
     const int64_t columns = smaller_of(TILE, product->outputs - column);
     const float *group = group_of(product, row / GROUP) + from * GROUP;
@@ -130,7 +130,8 @@ static inline void multiply_group(const FloatProduct *product, int64_t row, int6
     Floats sums[GROUP][2];
     UNROLLED for (int r = 0; r < GROUP; r++) sums[r][0] = sums[r][1] = floats_all(0);
     for (int64_t start = 0; start < count; start += LINE) {
-        __builtin_prefetch(ahead + start, 0, 2);
+        for (int64_t i = 0; i < columns_ahead; i++)
+            __builtin_prefetch(ahead + i * product->inputs + start, 0, 2);
         const int64_t end = smaller_of(start + LINE, count);
         for (int64_t k = start; k < end; k++) {
             const Floats left = floats_load(tile[k]), right = floats_load(tile[k] + LANES);
@@ -163,13 +164,15 @@ static void multiply_tiles(void *data, size_t part) {
             fill_tile(product, column, from, count, tiles[tile]);
         /* What comes next: more of these columns, or the part behind the one that another thread
          * has begun. */
+        const int64_t columns_ahead = pieces_of(TILE, pieces_of(product->rows, GROUP));
         const bool is_last = from + DEPTH >= inputs;
         const float *ahead = product->weights + (is_last ? (first + 2 * width) * inputs
                                                          : first * inputs + from + DEPTH);
         for (int64_t row = 0; row < product->rows; row += GROUP)
             for (int64_t column = first, tile = 0; column < last; column += TILE, tile++) {
-                multiply_group(product, row, column, from, count, tiles[tile], ahead);
-                ahead += inputs;
+                multiply_group(product, row, column, from, count, tiles[tile], ahead,
+                               columns_ahead);
+                ahead += columns_ahead * inputs;
             }
     }
 }
