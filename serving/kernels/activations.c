@@ -58,10 +58,11 @@ static Status *compute(void *kernel, KernelContext *context) {
     if (op->is_gated)
         sizes[rank - 1] /= 2;
     TRY(output_data(api, context, 0, sizes, rank, &result));
-    Activation activation = {
-        .rows = 1, .width = sizes[rank - 1], .source = source, .bias = bias, .result = result};
-    for (size_t i = 0; i + 1 < rank; i++)
-        activation.rows *= sizes[i];
+    Activation activation = {.rows = rows_of(sizes, rank),
+                             .width = sizes[rank - 1],
+                             .source = source,
+                             .bias = bias,
+                             .result = result};
     return parallel_for(api)(context, op->activate, activation.rows, 0, &activation);
 }
 

@@ -88,9 +88,8 @@ static Status *compute(void *kernel, KernelContext *context) {
     void *result;
     TRY(input_shape(api, context, SOURCE, sizes, MOST_DIMENSIONS, &rank, &type));
     TRY(input_data(api, context, SOURCE, &source));
-    FloatProduct product = {.rows = 1, .inputs = sizes[rank - 1], .weights = matmul->weights};
-    for (size_t i = 0; i + 1 < rank; i++)
-        product.rows *= sizes[i];
+    FloatProduct product = {
+        .rows = rows_of(sizes, rank), .inputs = sizes[rank - 1], .weights = matmul->weights};
     size_t weight_rank;
     TRY(input_shape(api, context, WEIGHTS, weight_sizes, 2, &weight_rank, &type));
     if (weight_rank != 2 || weight_sizes[1] != product.inputs)

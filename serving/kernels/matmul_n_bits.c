@@ -147,9 +147,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     TRY(input_data(api, context, ORDER, &order));
     if (order)
         return create_status(api)(NOT_IMPLEMENTED, "MatMulNBits: g_idx isn't read here");
-    int64_t rows = 1;
-    for (size_t i = 0; i + 1 < rank; i++)
-        rows *= sizes[i];
+    const int64_t rows = rows_of(sizes, rank);
     sizes[rank - 1] = matmul->weights.outputs;
     TRY(output_data(api, context, 0, sizes, rank, &result));
     Product product = {.weights = matmul->weights, .rows = rows};

@@ -32,6 +32,14 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type);
 
+/* Rows of a tensor of this shape, its last dimension being what a row has. */
+static inline int64_t rows_of(const int64_t *sizes, size_t rank) {
+    int64_t rows = 1;
+    for (size_t i = 0; i + 1 < rank; i++)
+        rows *= sizes[i];
+    return rows;
+}
+
 /* An output's data, of this shape. */
 Status *output_data(const Api *api, KernelContext *context, size_t index, const int64_t *sizes,
                     size_t rank, void **data);
