@@ -4,8 +4,8 @@ from time import perf_counter
 
 import onnxruntime
 
-import serving
 from serving.bundle import open_bundle
+from serving.loading import load
 
 
 class Runner:
@@ -14,7 +14,7 @@ class Runner:
     version = f"onnxruntime {onnxruntime.__version__}"
 
     def __init__(self, model: str, precision: str, threads: int, capacity: int) -> None:  # noqa: ARG002
-        self._model = serving.load(model, slots=1, threads=threads, capacity=capacity, verify=False)
+        self._model = load(model, slots=1, threads=threads, capacity=capacity, verify=False)
         self.kv_precision = open_bundle(model, verify=False).manifest.graph.dtype
 
     def generate(self, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
