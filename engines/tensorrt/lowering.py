@@ -26,3 +26,4 @@ def lower(model: ir.Model, max_length: int) -> None:
         lowering(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
+    common.ShapeInferencePass()(model)  # what the passes made has types then, for the verifier

@@ -33,6 +33,8 @@ class Network:
     definition: Any
     tensors: dict[str, Any]
     """Every tensor by its name, which is that of the ONNX value where it stands for one."""
+    warnings: tuple[str, ...]
+    """What the parser warned of."""
     kept: tuple[Any, ...]
 
     def layers(self, kind: str) -> Iterator[Any]:
@@ -57,6 +59,7 @@ def parse(model: ir.Model, target: Target, library: Any, log: Any) -> Network:
     """
     skeleton, weights = _without_weights(model)
     builder = _start(target, library, log)
+    log.warnings.clear()
     definition = builder.create_network(0)  # TensorRT 11 knows strongly typed networks only
     parser = library.OnnxParser(definition, log)
     parsed = parser.load_model_proto(skeleton) and all(
@@ -66,7 +69,9 @@ def parse(model: ir.Model, target: Target, library: Any, log: Any) -> Network:
     if not parsed or not parser.parse_model_proto():
         raise UserError(_refusal(parser, target, log))
     tensors = {tensor.name: tensor for tensor in _tensors(definition)}
-    return Network(library, builder, definition, tensors, (parser, weights, log))
+    return Network(
+        library, builder, definition, tensors, tuple(log.warnings), (parser, weights, log)
+    )
 
 
 def _start(target: Target, library: Any, log: Any) -> Any:

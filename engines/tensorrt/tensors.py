@@ -46,10 +46,15 @@ def ancestors(names: Iterable[str], producers: dict[str, Any]) -> set[str]:
     return reached
 
 
+def is_view(layer: Any) -> bool:
+    """Whether a layer only hands on what it reads, as another type or shape."""
+    return layer.type.name in _VIEWS
+
+
 def origins(tensor: Any, producers: dict[str, Any]) -> list[str]:
     """Names of a tensor and of those that it is a cast or a view of."""
     names = [tensor.name]
-    while (layer := producers.get(names[-1])) is not None and layer.type.name in _VIEWS:
+    while (layer := producers.get(names[-1])) is not None and is_view(layer):
         names.append(layer.get_input(0).name)
     return names
 

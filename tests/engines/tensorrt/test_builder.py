@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engines.tensorrt import builder, network, verifier
-from engines.tensorrt.builder import DECODE_PROFILE, PREFILL_PROFILE, build, step_profile
+from engines.tensorrt.builder import build
 from engines.tensorrt.library import load_library
+from engines.tensorrt.profiles import DECODE_PROFILE, PREFILL_PROFILE
 from exporter.tracing import cache_layers, trace
 from serving.bundle import DType
 from serving.errors import UserError
 from tests.engines.tensorrt import decoder_graph
 from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
-from tests.engines.tensorrt.test_network import mended
 
 pytest.importorskip("tensorrt_rtx")
 SIZES: dict[str, Any] = {"max_length": 64, "batch": 3, "prefill_chunk": 16}
@@ -32,7 +31,10 @@ def build_rtx(model: ir.Model, directory: Path, **options: Any) -> builder.Engin
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_kind_of_layer_builds_in_every_type(tmp_path: Path, dtype: DType) -> None:
     built = build_rtx(decoder(CAUSAL, WINDOW, CAPPED_WINDOW, dtype=dtype), tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.tensorrt-rtx.engine"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "model.tensorrt-rtx.engine",
+        "model.tensorrt-rtx.json",
+    ]
     assert (tmp_path / built.name).stat().st_size > 100_000
     assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert built.runtime_version == load_library("tensorrt-rtx").__version__
@@ -63,26 +65,6 @@ def test_fewer_heads_than_fused_kernels_take_build(
     monkeypatch.setattr(decoder_graph, "WIDTH", heads * decoder_graph.DIM)
     built = build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path)
     assert (tmp_path / built.name).stat().st_size > 100_000
-
-
-def test_profiles_are_one_row_of_a_prompt_and_one_token_of_every_row() -> None:
-    parsed, _ = mended(CAUSAL)
-    shapes = {
-        name: [
-            [tuple(shape) for shape in step_profile(parsed, rows, tokens).get_shape(name)]
-            for rows, tokens in ((1, 8), (3, 1))
-        ]
-        for name in ("input_ids", "past_lengths", "logits_positions", "past_key_values.0.key")
-    }
-    assert shapes == {
-        "input_ids": [[(1, 1), (1, 8), (1, 8)], [(1, 1), (3, 1), (3, 1)]],
-        "past_lengths": [[(1,), (1,), (1,)], [(1,), (3,), (3,)]],
-        "logits_positions": [[(1, 1), (1, 1), (1, 8)], [(1, 1), (3, 1), (3, 1)]],
-        "past_key_values.0.key": [
-            [(1, 2, 16, 16)] * 3,
-            [(1, 2, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16)],
-        ],
-    }
 
 
 def test_progress_ends_at_one(tmp_path: Path) -> None:
@@ -121,13 +103,6 @@ def test_a_missing_library_says_what_to_install(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match=r"pip install 'export-llm\[tensorrt\]'"):
         build(decoder(CAUSAL), tmp_path, target="tensorrt", **SIZES)
-
-
-def test_a_library_without_named_gpus_is_asked_for_ampere_and_newer() -> None:
-    library = SimpleNamespace(HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"))
-    config = SimpleNamespace()
-    assert builder.make_portable(config, library) == ()
-    assert config.hardware_compatibility_level == "ampere"
 
 
 @pytest.mark.gpu

@@ -19,6 +19,7 @@ from engines.tensorrt.tensors import VerificationError
 from engines.tensorrt.verifier import verify
 from tests.engines.tensorrt.decoder_graph import CAUSAL, DIM, KV_HEADS, decoder
 from tests.engines.tensorrt.test_network import CAPACITY, parsed
+from tests.engines.tensorrt.test_verifier import put_behind
 
 pytest.importorskip("tensorrt_rtx")
 HEAD = "head/DequantizeLinear/turned/DequantizeLinear#1"
@@ -78,6 +79,22 @@ def other_past(network: Network) -> None:
         layer_of(network, f"present.0.{part}").set_input(2, past)
 
 
+def cache_behind_the_selection(network: Network) -> None:
+    selection = layer_of(network, "present.0.key")
+    put_behind(network, selection, "present.0.key", network.definition.add_identity)
+
+
+def cache_written_anywhere(network: Network) -> None:
+    anywhere = np.ones((1, 1, CAPACITY, 1), np.bool_)
+    constant = network.definition.add_constant(anywhere.shape, anywhere)
+    layer_of(network, "present.0.key").set_input(0, constant.get_output(0))
+
+
+def old_entries_twice(network: Network) -> None:
+    past = network.tensors["past_key_values.0.key"]
+    layer_of(network, "present.0.key").set_input(1, past)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -85,6 +102,9 @@ def other_past(network: Network) -> None:
         (scales_from_elsewhere, "the scale of .* is not constant"),
         (other_axis, "has scales along axis 0, not 1"),
         (other_past, "updates 'past_key_values.0.value' to 'present.0.key'"),
+        (cache_behind_the_selection, "isn't updated by a selection"),
+        (cache_written_anywhere, "the condition of .* don't depend on past_lengths"),
+        (old_entries_twice, "the new entries of .* don't depend on past_lengths"),
     ],
 )
 def test_a_changed_network_is_refused(change: Callable[[Network], None], said: str) -> None:
@@ -93,6 +113,14 @@ def test_a_changed_network_is_refused(change: Callable[[Network], None], said: s
     change(network)
     with pytest.raises(VerificationError, match=said):
         verify(network, model)
+
+
+def test_a_cache_of_any_capacity() -> None:
+    model = quantized(SCHEMES["int8"])
+    (past,) = (value for value in model.graph.inputs if value.name == "past_key_values.0.key")
+    past.shape = ir.Shape(["b", KV_HEADS, "capacity", DIM])
+    with pytest.raises(VerificationError, match="has no fixed capacity"):
+        verify(network_of(model), model)
 
 
 def test_a_weight_that_became_floats() -> None:

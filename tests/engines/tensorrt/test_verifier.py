@@ -1,6 +1,7 @@
 """The verifier finds every way in which a network may differ from its graph: each is tried."""
 
 from collections.abc import Callable
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -15,6 +16,8 @@ from tests.engines.tensorrt.test_network import CAPACITY, attention_of, mended, 
 pytest.importorskip("tensorrt_rtx")
 ATTENTION = "layers.0/Attention"
 
+HALF = ir.DataType.FLOAT16
+
 Change = Callable[[Network], None]
 
 
@@ -28,6 +31,25 @@ def test_a_network_that_was_not_mended() -> None:
     lower(model, CAPACITY)
     with pytest.raises(VerificationError, match=r"attention 'layers\.0/Attention' has the query"):
         verify(parsed(model), model)
+
+
+def layer_of(network: Network, name: str, kind: str) -> Any:
+    """The layer of this name, or with an output of it, as one of the library's layer classes."""
+    layers = map(network.definition.get_layer, range(network.definition.num_layers))
+    layer = next(layer for layer in layers if name in (layer.name, layer.get_output(0).name))
+    layer.__class__ = getattr(network.library, kind)
+    return layer
+
+
+def put_behind(network: Network, layer: Any, output: str, add: Callable[[Any], Any]) -> None:
+    """Let another layer, made by ``add``, give the network's output that ``layer`` gives."""
+    computed = layer.get_output(0)
+    network.definition.unmark_output(computed)
+    computed.name = f"{output}/computed"
+    result = add(computed).get_output(0)
+    result.name = output
+    network.definition.mark_output(result)
+    network.tensors[output] = result
 
 
 def upper_left(network: Network) -> None:
@@ -51,6 +73,37 @@ def other_keys(network: Network) -> None:
 
 def decomposable(network: Network) -> None:
     attention_of(network, ATTENTION).decomposable = True
+
+
+def lengths_of_a_difference(network: Network) -> None:
+    layer_of(network, "lengths", "IElementWiseLayer").op = network.library.ElementWiseOperation.SUB
+
+
+def lengths_with_the_number_of_rows(network: Network) -> None:
+    layer_of(network, "sequence", "ISliceLayer").start = (0,)
+
+
+def lengths_with_the_positions_asked_for(network: Network) -> None:
+    shape = layer_of(network, "node_of_sequence", "IShapeLayer")
+    shape.set_input(0, network.tensors["logits_positions"])
+
+
+def lengths_with_new_tokens_twice(network: Network) -> None:
+    total = layer_of(network, "lengths", "IElementWiseLayer")
+    total.set_input(0, total.get_input(1))
+
+
+def head_in_float32(network: Network) -> None:
+    float32, half = network.library.DataType.FLOAT, network.library.DataType.HALF
+    head = layer_of(network, "lm_head/MatMul", "IMatrixMultiplyLayer")
+    for position in (0, 1):
+        wide = network.definition.add_cast(head.get_input(position), float32)
+        head.set_input(position, wide.get_output(0))
+    put_behind(network, head, "logits", lambda wide: network.definition.add_cast(wide, half))
+
+
+def another_input(network: Network) -> None:
+    network.definition.add_input("temperature", network.library.DataType.HALF, (1,))
 
 
 def swapped_outputs(network: Network) -> None:
@@ -80,6 +133,12 @@ def other_write_positions(network: Network) -> None:
         (upper_left, "has causal kind UPPER_LEFT, not LOWER_RIGHT"),
         (no_lengths, "has no KV lengths"),
         (other_lengths, "not 'lengths'"),
+        (lengths_of_a_difference, "are not past_lengths plus the number of new tokens"),
+        (lengths_with_the_number_of_rows, "are not past_lengths plus the number of new tokens"),
+        (lengths_with_the_positions_asked_for, "are not past_lengths plus"),
+        (lengths_with_new_tokens_twice, "are not past_lengths plus the number of new tokens"),
+        (head_in_float32, "the layer 'lm_head/MatMul' computes in float32, unasked"),
+        (another_input, "inputs temperature are not in both"),
         (other_keys, "has the key 'present.0.value', not 'present.0.key'"),
         (decomposable, "has decomposable = True"),
         (swapped_outputs, "'present.0.value', not"),
@@ -153,4 +212,44 @@ def test_a_cache_that_is_not_updated() -> None:
     network = parsed(model)
     mend(network, model)
     with pytest.raises(VerificationError, match=r"'past_key_values\.0\.key' is updated 0 times"):
+        verify(network, model)
+
+
+def test_an_input_that_the_contract_has_not() -> None:
+    network, model = mended(CAUSAL)
+    half = network.library.DataType.HALF
+    temperature = network.definition.add_input("temperature", half, (1, 1, 1))
+    scaled = network.definition.add_elementwise(
+        network.tensors["rows"], temperature, network.library.ElementWiseOperation.PROD
+    )
+    layer_of(network, "lm_head/MatMul", "IMatrixMultiplyLayer").set_input(0, scaled.get_output(0))
+    asked = ir.Shape([1, 1, 1])
+    model.graph.inputs.append(ir.Value(name="temperature", shape=asked, type=ir.TensorType(HALF)))
+    with pytest.raises(VerificationError, match="'temperature' is none of the contract's"):
+        verify(network, model)
+
+
+def test_attention_that_became_something_else() -> None:
+    network, _ = mended(CAPPED_WINDOW)
+    _, model = mended(WINDOW)
+    with pytest.raises(VerificationError, match="attention 'seen0' is not in both"):
+        verify(network, model)
+
+
+def test_causal_attention_without_lengths_in_the_graph() -> None:
+    network, model = mended(CAUSAL)
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    node.replace_input_with(6, None)
+    with pytest.raises(VerificationError, match="causal and has no KV lengths in the graph"):
+        verify(network, model)
+
+
+def test_a_warning_of_the_parser() -> None:
+    model = decoder(CAUSAL, dtype="float16")
+    lower(model, CAPACITY)
+    noise = ir.node("RandomUniformLike", [model.graph.inputs[0]], {"seed": 1.0, "dtype": HALF})
+    model.graph.append(noise)
+    network = parsed(model)
+    mend(network, model)
+    with pytest.raises(VerificationError, match=r"its parser warns \(.*ignores the \"seed\""):
         verify(network, model)

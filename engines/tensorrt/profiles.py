@@ -1,0 +1,84 @@
+"""The two optimisation profiles of an engine, and the check that they take every step.
+
+``PREFILL_PROFILE`` takes one row of 1 to ``prefill_chunk`` tokens, ``DECODE_PROFILE`` one token of
+each of 1 to ``batch`` rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.tensorrt.network import Network
+from engines.tensorrt.tensors import VerificationError
+from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+
+PREFILL_PROFILE, DECODE_PROFILE = 0, 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of 1 to ``rows`` rows with 1 to ``tokens`` new tokens each."""
+
+    name: str
+    rows: int
+    tokens: int
+
+
+def engine_steps(prefill_chunk: int, batch: int) -> tuple[Steps, Steps]:
+    """What each profile is for, in the order of the profiles."""
+    return Steps("prefill", 1, prefill_chunk), Steps("decode", batch, 1)
+
+
+def step_profile(network: Network, rows: int, tokens: int) -> Any:
+    """The optimisation profile of steps with up to ``rows`` rows of up to ``tokens`` new tokens."""
+    profile = network.builder.create_optimization_profile()
+    for index in range(network.definition.num_inputs):
+        tensor = network.definition.get_input(index)
+        if tensor.name == INPUT_IDS:
+            smallest, usual, largest = (1, 1), (rows, tokens), (rows, tokens)
+        elif tensor.name == LOGITS_POSITIONS:
+            # A prompt's last position alone; all of them only when a text is scored.
+            smallest, usual, largest = (1, 1), (rows, 1), (rows, tokens)
+        else:
+            rest = () if tensor.name == PAST_LENGTHS else tuple(tensor.shape)[1:]
+            smallest, usual, largest = (1, *rest), (rows, *rest), (rows, *rest)
+        profile.set_shape(tensor.name, smallest, usual, largest)
+    return profile
+
+
+def profile_shapes(network: Network, profile: Any) -> dict[str, list[Shape]]:
+    """Smallest, usual and largest shape of each input of a network; none of one that isn't set."""
+    names = [network.definition.get_input(i).name for i in range(network.definition.num_inputs)]
+    return {name: [tuple(shape) for shape in profile.get_shape(name)] for name in names}
+
+
+def verify_profile(network: Network, profile: Any, steps: Steps) -> None:
+    """Every input of a network may have every shape of these steps. Raises VerificationError."""
+    for name, shapes in profile_shapes(network, profile).items():
+        where = f"the {steps.name} profile"
+        if len(shapes) != 3:
+            raise VerificationError(f"{where} has no shapes for {name!r}")
+        dynamic = network.tensors[name].shape
+        smallest = _filled(dynamic, 1, 1)
+        largest = _filled(dynamic, steps.rows, steps.tokens)
+        least, usual, most = shapes
+        if not (_is_within(least, smallest) and _is_within(largest, most)):
+            raise VerificationError(
+                f"{where} takes {name!r} from {least} to {most}, not from {smallest} to {largest}"
+            )
+        if not (_is_within(least, usual) and _is_within(usual, most)):
+            raise VerificationError(f"{where} expects {name!r} as {usual}, which it doesn't take")
+
+
+def _filled(shape: Sequence[int], rows: int, tokens: int) -> Shape:
+    """A shape with numbers for its free axes: rows come first, tokens second."""
+    return tuple(
+        size if size >= 0 else number
+        for size, number in zip(shape, (rows, tokens, 0, 0), strict=False)
+    )
+
+
+def _is_within(shape: Shape, larger: Shape) -> bool:
+    return len(shape) == len(larger) and all(a <= b for a, b in zip(shape, larger, strict=True))
