@@ -1,6 +1,7 @@
 """Building engines from the standard graph, and what the gates have to run for them."""
 
 import importlib.metadata
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -9,6 +10,7 @@ from engines import onnxruntime as onnxruntime_target
 from engines.linears import find_linears
 from engines.passes.sizes import static_size
 from engines.standard import optimize
+from engines.tensorrt.callbacks import Progress, show_nothing
 from exporter.gate import Subject, capacity_of
 from exporter.plan import Plan
 from exporter.structure import attention_windows
@@ -49,19 +51,34 @@ def _is_dequantized(value: ir.Value) -> bool:
 
 
 def build_engines(
-    model: ir.Model, partial: Path, graph: GraphInfo, plan: Plan
+    model: ir.Model,
+    partial: Path,
+    graph: GraphInfo,
+    plan: Plan,
+    *,
+    progress: Progress = show_nothing,
 ) -> tuple[list[EngineInfo], list[Subject]]:
-    """Build every target's engine into ``partial``, and say what the gate has to run for them."""
+    """Build every target's engine into ``partial``, and say what the gate has to run for them.
+
+    ``progress`` is told how far the build of a TensorRT engine is.
+    """
     engines: list[EngineInfo] = []
     subjects: list[Subject] = []
     tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
     if tensorrt:
         subjects.append(_write_check_graph(model.clone(), partial / "check", graph, plan, tensorrt))
     for target in tensorrt:
-        from engines.tensorrt.builder import build
+        from engines.tensorrt.builder import PREFILL_CHUNK, build
 
         built = build(
-            model.clone(), partial, target=target, max_length=plan.max_length, batch=plan.batch
+            model.clone(),
+            partial,
+            target=target,
+            max_length=plan.max_length,
+            batch=plan.batch,
+            prefill_chunk=plan.prefill_chunk or PREFILL_CHUNK,
+            options=plan.build_options,
+            progress=progress,
         )
         engines.append(
             EngineInfo(
@@ -70,8 +87,9 @@ def build_engines(
                 weight_bytes=plan.engine_bytes,
                 max_batch=plan.batch,
                 max_sequence=plan.max_length,
+                prefill_chunk=built.prefill_chunk,
                 runtime_version=built.runtime_version,
-                compute_capabilities=built.compute_capabilities,
+                **asdict(built.portability),
             )
         )
     if "onnxruntime" in plan.targets:

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from exporter.cli_options import (
+    build_options_of,
+    engine_options,
     limits_of,
     pruning_of,
     pruning_options,
@@ -17,12 +19,19 @@ from exporter.cli_options import (
     quantization_options,
     recipe_of,
 )
+from exporter.inspect_engine import inspect_engine
+from exporter.subcommands import CommandWithSubcommands
 from serving.errors import UserError
 
 _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "export-llm",
+    cls=CommandWithSubcommands,
+    subcommands=(inspect_engine,),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--fp16", "dtype", flag_value="float16", help="Weights and cache in float16.")
@@ -37,13 +46,7 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 @click.option(
     "--max-length", type=int, help="Most tokens of a sequence.  [default: the model's own]"
 )
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Most rows of a decode step of a TensorRT engine.",
-)
+@engine_options
 @quantization_options
 @pruning_options
 @quality_options
@@ -61,6 +64,10 @@ def main(
     targets: tuple[str, ...],
     max_length: int | None,
     batch: int,
+    prefill_chunk: int | None,
+    compute_capability: str | None,
+    hardware_compatibility: str | None,
+    version_compatible: bool,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
@@ -98,6 +105,12 @@ def main(
             targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
             max_length=max_length,
             batch=batch,
+            prefill_chunk=prefill_chunk,
+            build_options=build_options_of(
+                compute_capability=compute_capability,
+                hardware_compatibility=hardware_compatibility,
+                version_compatible=version_compatible,
+            ),
             revision=revision,
             trust_remote_code=trust_remote_code,
             force=force,

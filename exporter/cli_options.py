@@ -1,4 +1,4 @@
-"""Options of ``export-llm`` that make a model smaller, and what they ask for."""
+"""Options of ``export-llm``: what makes a model smaller, what an engine is, what they ask for."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,48 @@ import click
 from serving.commands.options import Command, add_options
 from serving.errors import UserError
 
+_COMPATIBILITIES = ("ampere-plus", "same-compute-capability", "none")
+
 if TYPE_CHECKING:
     from engines.pruning.plan import Pruning
     from engines.quality import QualityLimits
     from engines.quantization.recipe import Recipe
+    from engines.tensorrt.options import BuildOptions
 
 _METHODS = ("round-to-nearest", "awq", "gptq")
+
+
+def engine_options(command: Command) -> Command:
+    """Add the options of TensorRT engines."""
+    options = (
+        click.option(
+            "--batch",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Most rows of a decode step of a TensorRT engine.",
+        ),
+        click.option(
+            "--prefill-chunk",
+            type=int,
+            help="Most tokens of a prompt in a step of a TensorRT engine.  [default: 512]",
+        ),
+        click.option(
+            "--compute-capability",
+            help="GPUs that a TensorRT-RTX engine is for, such as 8.6,8.9.  [default: from 8.0 on]",
+        ),
+        click.option(
+            "--hardware-compatibility",
+            type=click.Choice(_COMPATIBILITIES),
+            help="GPUs that a TensorRT engine is for.  [default: ampere-plus]",
+        ),
+        click.option(
+            "--version-compatible",
+            is_flag=True,
+            help="Let newer TensorRT versions run a TensorRT engine.",
+        ),
+    )
+    return add_options(command, options)
 
 
 def quantization_options(command: Command) -> Command:
@@ -67,6 +103,20 @@ def quality_options(command: Command) -> Command:
         ),
     )
     return add_options(command, options)
+
+
+def build_options_of(
+    *, compute_capability: str | None, hardware_compatibility: Any, version_compatible: bool
+) -> "BuildOptions":
+    """The build that these options ask for; raises UserError for an unknown compute capability."""
+    from engines.tensorrt.options import BuildOptions, parse_compute_capabilities
+
+    given = compute_capability is not None
+    return BuildOptions(
+        parse_compute_capabilities(compute_capability or "") if given else (),
+        hardware_compatibility,
+        version_compatible,
+    )
 
 
 def recipe_of(

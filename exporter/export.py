@@ -19,6 +19,7 @@ from engines.pruning.plan import Pruning
 from engines.quality import QualityLimits
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize, simplify
+from engines.tensorrt.options import BuildOptions
 from exporter.attention import UntraceableError
 from exporter.building import build_engines, graph_info, write_uncompressed
 from exporter.calibration_windows import TokenWindows, token_windows
@@ -44,6 +45,9 @@ class Stages(Protocol):
 
     def start(self, name: str) -> None:
         """A stage begins; the one before it is done."""
+
+    def progress(self, phase: str, done: float) -> None:
+        """A part of the stage is at work, and ``done``, from 0 to 1, of the parts are done."""
 
 
 @dataclass
@@ -72,6 +76,8 @@ class Request:
     targets: tuple[Target, ...] = ("onnxruntime",)
     max_length: int | None = None
     batch: int = 1
+    prefill_chunk: int | None = None
+    build_options: BuildOptions = field(default_factory=BuildOptions)
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -111,6 +117,8 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         targets=request.targets,
         max_length=request.max_length,
         batch=request.batch,
+        prefill_chunk=request.prefill_chunk,
+        build_options=request.build_options,
         pruning=request.pruning,
         recipe=request.recipe,
     )
@@ -164,7 +172,9 @@ def _export_into(
                     )
         with clock.stage("Writing"):
             graph = graph_info(traced.model, plan)
-            engines, subjects = build_engines(traced.model, partial, graph, plan)
+            engines, subjects = build_engines(
+                traced.model, partial, graph, plan, progress=clock.stages.progress
+            )
             write_tokenizer(checkpoint.directory, partial)
     except ValueError as error:  # a pass can't express this architecture
         raise refusal(checkpoint, error) from error

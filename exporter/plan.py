@@ -1,7 +1,7 @@
 """What an export will do, decided and checked before any weight is read."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
 from engines.targets import refuse_for_targets
+from engines.tensorrt.options import BuildOptions, refuse_options
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
 from exporter.lengths import longest_sequence
@@ -26,6 +27,7 @@ DTYPES: dict[DType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+_DEFAULTS = BuildOptions()
 _UNLIMITED = 2048  # for architectures that name no maximum
 _SCALES = 0.03  # bytes of scales a quantised weight: float32 for each 128
 
@@ -41,6 +43,9 @@ class Plan:
     targets: tuple[Target, ...]
     max_length: int
     batch: int
+    prefill_chunk: int | None
+    """Most tokens of a prompt in a step of a TensorRT engine; None leaves it to the builder."""
+    build_options: BuildOptions
     pruning: Pruning
     recipe: Recipe
     packing: str | None
@@ -84,6 +89,8 @@ def make_plan(
     targets: tuple[Target, ...],
     max_length: int | None,
     batch: int,
+    prefill_chunk: int | None = None,
+    build_options: BuildOptions = _DEFAULTS,
     pruning: Pruning,
     recipe: Recipe,
 ) -> Plan:
@@ -109,6 +116,10 @@ def make_plan(
             "can't be measured: prune and quantise with --fp16 or in float32."
         )
     model = empty_model(checkpoint)
+    most_tokens = _limit(model, max_length)
+    refuse_options(
+        build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
+    )
     cache = tuple(probe_layers(checkpoint, model))
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
@@ -125,8 +136,10 @@ def make_plan(
         parameters=stored,
         dtype=dtype,
         targets=targets,
-        max_length=_limit(model, max_length),
+        max_length=most_tokens,
         batch=batch,
+        prefill_chunk=prefill_chunk,
+        build_options=replace(build_options, sparse_weights=pruning.two_of_four),
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,

@@ -5,10 +5,27 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from exporter.plan import Plan, megabytes
+
+
+class _PhaseBar(BarColumn):
+    """A bar for the tasks that are part of a stage."""
+
+    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
+        return super().render(task) if task.fields.get("is_phase") else Text()
 
 
 class StageDisplay:
@@ -19,17 +36,28 @@ class StageDisplay:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
+            _PhaseBar(bar_width=30),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
         )
+        self._phase: TaskID | None = None
 
     def start(self, name: str) -> None:
         """A stage begins; the one before it is done."""
         self._finish()
         self._progress.add_task(name, total=1)
 
+    def progress(self, phase: str, done: float) -> None:
+        """A part of the stage is at work, and ``done``, from 0 to 1, of the parts are done."""
+        if self._phase is None:
+            self._phase = self._progress.add_task("", total=1.0, is_phase=True)
+        self._progress.update(self._phase, description=f"  {phase}", completed=done)
+
     def _finish(self) -> None:
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+            self._phase = None
         for task in self._progress.task_ids:
             self._progress.update(task, completed=1)
 

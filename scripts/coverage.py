@@ -183,6 +183,9 @@ class _Silent:
     def start(self, name: str) -> None:
         """Show nothing."""
 
+    def progress(self, phase: str, done: float) -> None:
+        """Show nothing."""
+
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -25,6 +25,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 CacheDType = Literal["float32", "float16", "bfloat16", "int8"]
 _CACHE_BYTES: dict[CacheDType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
+HardwareCompatibility = Literal["ampere-plus", "same-compute-capability", "none"]
 
 
 def _inside_bundle(name: str) -> str:
@@ -97,15 +98,23 @@ class GraphInfo(_Part):
 
 
 class EngineInfo(_Part):
-    """One engine of the bundle; a limit of None means that the engine takes any size."""
+    """One engine of the bundle; a limit of None means that the engine takes any size.
+
+    ``prefill_chunk`` is the most tokens of a step of one row; of more rows it takes one each. A
+    ``version_compatible`` engine brings the code that runs it. ``hardware_compatibility`` says on
+    which GPUs one without ``compute_capabilities`` runs, relative to that of its build.
+    """
 
     target: Target
     file: FileName
     weight_bytes: NonNegativeInt
     max_batch: PositiveInt | None = None
     max_sequence: PositiveInt | None = None
+    prefill_chunk: PositiveInt | None = None
     runtime_version: str
     compute_capabilities: tuple[str, ...] = ()
+    hardware_compatibility: HardwareCompatibility | None = None
+    version_compatible: bool = False
 
 
 class SpecialTokens(_Part):

@@ -17,6 +17,9 @@ class NoDisplay:
     def start(self, name: str) -> None:
         pass
 
+    def progress(self, phase: str, done: float) -> None:
+        pass
+
 
 def export_bundle(checkpoint: Path, bundle: Path, **options: Any) -> Path:
     """Export ``checkpoint`` as ``export-llm`` does and return the bundle."""

@@ -17,7 +17,7 @@ from engines.tensorrt.callbacks import (
     make_writer,
     show_nothing,
 )
-from engines.tensorrt.configuration import configure
+from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.interruption import run_interruptibly
 from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
@@ -40,7 +40,7 @@ class EngineFile:
 
     name: str
     runtime_version: str
-    compute_capabilities: tuple[str, ...]
+    portability: Portability
     prefill_chunk: int
 
 
@@ -76,7 +76,8 @@ def build(
     mend(network, model)
     verify(network, model)
     prefill_chunk = min(prefill_chunk, max_length)
-    config, capabilities = configure(network, target, options)
+    config = network.builder.create_builder_config()
+    portability = configure(config, library, target, options)
     profiles = []
     for steps in engine_steps(prefill_chunk, batch):
         profile = step_profile(network, steps.rows, steps.tokens)
@@ -93,14 +94,14 @@ def build(
             profiles,
             target=target,
             options=options,
-            compute_capabilities=capabilities,
+            portability=portability,
             activation_bytes=log.activation_bytes,
         )
         write_summary(summary, file)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    return EngineFile(file.name, library.__version__, capabilities, prefill_chunk)
+    return EngineFile(file.name, library.__version__, portability, prefill_chunk)
 
 
 def _serialize(

@@ -1,29 +1,33 @@
 """How an engine is compiled: the builder's configuration of a target with a user's options."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from engines.tensorrt.network import Network
 from engines.tensorrt.options import AMPERE_AND_NEWER, COMPUTE_CAPABILITIES, BuildOptions
-from serving.bundle import Target
+from serving.bundle import HardwareCompatibility, Target
 from serving.errors import UserError
 
-_LEVELS = {
+_LEVELS: dict[HardwareCompatibility, str] = {
     "ampere-plus": "AMPERE_PLUS",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
     "none": "NONE",
 }
 
 
-def configure(
-    network: Network, target: Target, options: BuildOptions
-) -> tuple[Any, tuple[str, ...]]:
-    """Make the configuration to build a network with, and say which GPUs the engine will run on.
+@dataclass(frozen=True)
+class Portability:
+    """Where an engine runs: GPUs by name, or relative to its build's; and with which versions."""
 
-    These are compute capabilities; none if the library doesn't name them one by one. Raises
-    UserError if the installed library lacks one that was asked for.
+    compute_capabilities: tuple[str, ...]
+    hardware_compatibility: HardwareCompatibility | None
+    version_compatible: bool
+
+
+def configure(config: Any, library: Any, target: Target, options: BuildOptions) -> Portability:
+    """Set up a builder's configuration and say where the engine will run.
+
+    Raises UserError if the installed library lacks a compute capability that was asked for.
     """
-    library = network.library
-    config = network.builder.create_builder_config()
     flags = library.BuilderFlag
     config.clear_flag(flags.TF32)  # float32 that was asked for stays float32
     # Costs nothing, and the engine can tell its layers afterwards.
@@ -31,14 +35,20 @@ def configure(
     if options.sparse_weights:
         config.set_flag(flags.SPARSE_WEIGHTS)
     if target == "tensorrt-rtx":
-        return config, set_compute_capabilities(config, library, options)
-    set_compatibility(config, library, options)
-    return config, ()
+        chosen = options.compute_capabilities or AMPERE_AND_NEWER
+        _compile_for(config, library, chosen)
+        return Portability(chosen, None, False)
+    level = options.hardware_compatibility or "ampere-plus"
+    config.hardware_compatibility_level = getattr(
+        library.HardwareCompatibilityLevel, _LEVELS[level]
+    )
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    return Portability((), level, options.version_compatible)
 
 
-def set_compute_capabilities(config: Any, library: Any, options: BuildOptions) -> tuple[str, ...]:
+def _compile_for(config: Any, library: Any, chosen: tuple[str, ...]) -> None:
     """Name the GPUs that TensorRT-RTX compiles for, which needs none of them then."""
-    chosen = options.compute_capabilities or AMPERE_AND_NEWER
     config.num_compute_capabilities = len(chosen)
     for index, capability in enumerate(chosen):
         known = getattr(library.ComputeCapability, COMPUTE_CAPABILITIES[capability], None)
@@ -48,12 +58,3 @@ def set_compute_capabilities(config: Any, library: Any, options: BuildOptions) -
                 "out of --compute-capability, or install a newer one."
             )
         config.set_compute_capability(known, index)
-    return chosen
-
-
-def set_compatibility(config: Any, library: Any, options: BuildOptions) -> None:
-    """Choose how far from the machine and version of its build TensorRT's engine may run."""
-    level = _LEVELS[options.hardware_compatibility or "ampere-plus"]
-    config.hardware_compatibility_level = getattr(library.HardwareCompatibilityLevel, level)
-    if options.version_compatible:
-        config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)

@@ -1,5 +1,8 @@
 """Long calls into TensorRT that Ctrl-C can end."""
 
+import atexit
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +18,7 @@ def run_interruptibly(work: Callable[[], T], cancelled: threading.Event) -> T:
     should go on between two steps, of which compiling is one that takes seconds. So the main thread
     waits here: when it is interrupted, ``cancelled`` is set and KeyboardInterrupt is raised at
     once. ``work`` ends at its next step, unobserved; it must not need what the caller clears up.
+    Should the process end before, it ends without waiting, with exit code 1.
     """
     future: Future[T] = Future()
 
@@ -24,9 +28,19 @@ def run_interruptibly(work: Callable[[], T], cancelled: threading.Event) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="tensorrt-build", daemon=True).start()
+    thread = threading.Thread(target=run, name="tensorrt-build", daemon=True)
     try:
+        thread.start()
         return future.result()
     except KeyboardInterrupt:
         cancelled.set()
+        atexit.register(_leave, thread)
         raise
+
+
+def _leave(thread: threading.Thread) -> None:
+    """End at once if the thread is in TensorRT still, which would call a Python that ends."""
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from serving.bundle import DType, Target
+from serving.bundle import DType, HardwareCompatibility, Target
 from serving.errors import UserError
-
-HardwareCompatibility = Literal["ampere-plus", "same-compute-capability", "none"]
 
 # The names that TensorRT-RTX gives the compute capabilities it compiles for.
 COMPUTE_CAPABILITIES = {

@@ -8,11 +8,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from engines.tensorrt.configuration import Portability
 from engines.tensorrt.network import Network
 from engines.tensorrt.options import BuildOptions
 from engines.tensorrt.profiles import Steps, profile_shapes
@@ -33,7 +35,7 @@ def describe_build(
     *,
     target: Target,
     options: BuildOptions,
-    compute_capabilities: tuple[str, ...],
+    portability: Portability,
     activation_bytes: Sequence[int],
 ) -> Summary:
     """Describe a built engine by its verified network.
@@ -44,9 +46,7 @@ def describe_build(
     return {
         "target": target,
         "builder_version": network.library.__version__,
-        "compute_capabilities": list(compute_capabilities),
-        "hardware_compatibility": options.hardware_compatibility,
-        "version_compatible": options.version_compatible,
+        **asdict(portability),
         "sparse_weights": options.sparse_weights,
         "weight_bytes": sum(weight.nbytes for weight in weights if weight is not None),
         "layers": _layers(network),

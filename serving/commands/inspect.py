@@ -50,6 +50,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
         limits = [
             f"batch up to {engine.max_batch}" if engine.max_batch else "any batch",
             f"{engine.max_sequence:,} tokens" if engine.max_sequence else "any capacity",
+            *([f"prefill chunk {engine.prefill_chunk}"] if engine.prefill_chunk else []),
             *(f"compute capability {capability}" for capability in engine.compute_capabilities),
         ]
         yield f"engine {engine.target}", f"{engine.runtime_version}, {', '.join(limits)}"

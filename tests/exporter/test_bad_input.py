@@ -70,6 +70,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damag
     return damage
 
 
+RTX = ("--target", "tensorrt-rtx")
 NORM = "model.layers.1.input_layernorm.weight"
 
 
@@ -126,6 +127,18 @@ def test_bad_checkpoint(damaged: Path, tmp_path: Path, damage: Damage, says: str
         (["--max-length", "1"], "takes from 2 to 512 tokens"),
         (["--max-length", "513"], "takes from 2 to 512 tokens"),
         (["--bf16"], "no bfloat16 kernels for the CPU"),
+        (["--prefill-chunk", "8"], "--prefill-chunk sizes a TensorRT engine"),
+        ([*RTX, "--prefill-chunk", "513"], "this engine takes from 1 to 512 tokens."),
+        ([*RTX, "--prefill-chunk", "0"], "this engine takes from 1 to 512 tokens."),
+        (["--compute-capability", "8.6"], "add --target tensorrt-rtx."),
+        (
+            [*RTX, "--compute-capability", "8.6,9.0"],
+            "9.0 isn't known to tensorrt-rtx: choose from 7.5, 8.0, 8.6, 8.9, 12.0, 12.1.",
+        ),
+        ([*RTX, "--compute-capability", ""], "'' isn't known to tensorrt-rtx"),
+        ([*RTX, "--bf16", "--compute-capability", "7.5"], "7.5 have no bfloat16"),
+        ([*RTX, "--version-compatible"], "add --target tensorrt."),
+        ([*RTX, "--hardware-compatibility", "none"], "add --target tensorrt."),
     ],
 )
 def test_options_that_cannot_be(

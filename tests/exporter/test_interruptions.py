@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +19,9 @@ from tests.exporter.commands import contents, refusal, run
 COMMAND = [sys.executable, "-c", "from exporter.cli import main; main()"]
 
 
-def start(checkpoint: Path, bundle: Path) -> subprocess.Popen[str]:
+def start(checkpoint: Path, bundle: Path, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*COMMAND, str(checkpoint), str(bundle)]
+    command = [*COMMAND, str(checkpoint), str(bundle), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -47,6 +48,16 @@ def test_killed_and_run_again(checkpoint: Callable[[str], Path], tmp_path: Path)
     assert result.stdout.startswith(f"{bundle}: passed; see ")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert open_bundle(bundle).manifest.parity["status"] == "passed"
+
+
+def test_ctrl_c_while_an_engine_is_built(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    process = start(checkpoint("llama"), tmp_path / "bundle", "--target", "tensorrt-rtx")
+    wait_for(tmp_path / ".bundle.partial" / "model.tensorrt-rtx.engine", process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()
+    assert (process.returncode, *output) == (1, "", "\nAborted!\n")
+    assert contents(tmp_path) == {}
 
 
 def test_two_processes_at_once(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """Engines really built, on a machine without a GPU, and what a failed build says and leaves."""
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,10 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from engines.tensorrt import builder, network, verifier
 from engines.tensorrt.builder import build
+from engines.tensorrt.callbacks import make_log
+from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.library import load_library
+from engines.tensorrt.options import BuildOptions
 from engines.tensorrt.profiles import DECODE_PROFILE, PREFILL_PROFILE
 from exporter.tracing import cache_layers, trace
-from serving.bundle import DType
+from serving.bundle import DType, Target
 from serving.errors import UserError
 from tests.engines.tensorrt import decoder_graph
 from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
@@ -28,6 +36,12 @@ def build_rtx(model: ir.Model, directory: Path, **options: Any) -> builder.Engin
     return build(model, directory, target="tensorrt-rtx", **(SIZES | options))
 
 
+def configured(library: Any, target: Target, options: BuildOptions) -> tuple[Any, Portability]:
+    rtx = load_library("tensorrt-rtx")
+    config = rtx.Builder(make_log(rtx)).create_builder_config()
+    return config, configure(config, library, target, options)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_kind_of_layer_builds_in_every_type(tmp_path: Path, dtype: DType) -> None:
     built = build_rtx(decoder(CAUSAL, WINDOW, CAPPED_WINDOW, dtype=dtype), tmp_path)
@@ -36,7 +50,8 @@ def test_every_kind_of_layer_builds_in_every_type(tmp_path: Path, dtype: DType) 
         "model.tensorrt-rtx.json",
     ]
     assert (tmp_path / built.name).stat().st_size > 100_000
-    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert built.portability.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert built.prefill_chunk == 16
     assert built.runtime_version == load_library("tensorrt-rtx").__version__
 
 
@@ -67,16 +82,85 @@ def test_fewer_heads_than_fused_kernels_take_build(
     assert (tmp_path / built.name).stat().st_size > 100_000
 
 
-def test_progress_ends_at_one(tmp_path: Path) -> None:
-    phases: dict[str, list[float]] = {}
+def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
     build_rtx(
         decoder(CAUSAL, dtype="float16"),
         tmp_path,
-        progress=lambda phase, done: phases.setdefault(phase, []).append(done),
+        progress=lambda phase, done: told.append((phase, done)),
     )
-    assert "Building engine" in phases
-    assert {done[-1] for done in phases.values()} == {1.0}
-    assert all(0 <= step <= 1 for done in phases.values() for step in done)
+    shares = [done for _, done in told]
+    assert (told[0], told[-1]) == (("Building engine", 0.0), ("Building engine", 1.0))
+    assert shares == sorted(shares)
+    within = {phase for phase, done in told if 0.1 < done < 0.9}
+    assert len(within) > 5
+
+
+def test_ctrl_c_ends_the_build_and_leaves_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def interrupt(phase: str, _: float) -> None:
+        told.append(phase)
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path, progress=interrupt)
+    assert not list(tmp_path.iterdir())
+    for thread in threading.enumerate():
+        if thread.name == "tensorrt-build":
+            thread.join()
+    assert set(told) == {"Building engine", "Cloning network graph"}  # of a dozen phases
+
+
+def test_compute_capabilities_are_those_asked_for(tmp_path: Path) -> None:
+    """TensorRT itself says so: Turing has no bfloat16."""
+    options = BuildOptions(compute_capabilities=("7.5", "8.6"))
+    with pytest.raises(UserError, match=r"target\(s\) sm75, because .* datatypes: b16"):
+        build_rtx(decoder(CAUSAL, dtype="bfloat16"), tmp_path, options=options)
+    built = build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path, options=options)
+    assert built.portability == Portability(("7.5", "8.6"), None, False)
+
+
+def test_a_library_that_is_too_old_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    rtx = load_library("tensorrt-rtx")
+    known = SimpleNamespace(SM86=rtx.ComputeCapability.SM86)
+    monkeypatch.setattr(rtx, "ComputeCapability", known)
+    with pytest.raises(UserError, match=r"doesn't compile for 12\.1: leave it out"):
+        configured(rtx, "tensorrt-rtx", BuildOptions(compute_capabilities=("8.6", "12.1")))
+
+
+def test_zeros_of_weights_may_be_skipped_where_they_were_put() -> None:
+    rtx = load_library("tensorrt-rtx")
+    for sparse in (False, True):
+        config, _ = configured(rtx, "tensorrt-rtx", BuildOptions(sparse_weights=sparse))
+        assert config.get_flag(rtx.BuilderFlag.SPARSE_WEIGHTS) is sparse
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "flags"),
+    [
+        (BuildOptions(), "AMPERE_PLUS", []),
+        (BuildOptions(hardware_compatibility="none"), "NONE", []),
+        (
+            BuildOptions(hardware_compatibility="same-compute-capability"),
+            "SAME_COMPUTE_CAPABILITY",
+            [],
+        ),
+        (BuildOptions(version_compatible=True), "AMPERE_PLUS", ["VERSION_COMPATIBLE"]),
+    ],
+)
+def test_modes_of_tensorrt(options: BuildOptions, level: str, flags: list[str]) -> None:
+    """With TensorRT-RTX's names, which are the same, and a configuration that takes them."""
+    rtx = load_library("tensorrt-rtx")
+    given: list[Any] = []
+    config = SimpleNamespace(clear_flag=lambda _: None, set_flag=given.append)
+    portability = configure(config, rtx, "tensorrt", options)
+    assert config.hardware_compatibility_level.name == level
+    assert [flag.name for flag in given] == flags
+    assert portability.compute_capabilities == ()
+    assert portability.version_compatible is bool(flags)
 
 
 def test_a_failed_build_says_why_and_leaves_nothing(

@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,8 @@ from engines.quantization.smoothquant import quantize_w8a8
 from engines.quantization.weight_only import quantizable_weights, quantize_weights
 from engines.quantization.weights import WeightScheme
 from engines.standard import optimize
-from engines.tensorrt.builder import build
+from engines.tensorrt.builder import DEFAULTS, build
+from engines.tensorrt.options import BuildOptions
 from exporter.tracing import cache_layers, trace
 
 pytest.importorskip("tensorrt_rtx")
@@ -54,9 +56,10 @@ def quantize(model: ir.Model, *schemes: WeightScheme) -> None:
     quantize_weights(model, {name: schemes[i % len(schemes)] for i, name in names})
 
 
-def built(model: ir.Model, directory: Path) -> bytes:
+def built(model: ir.Model, directory: Path, options: BuildOptions = DEFAULTS) -> bytes:
     """The engine; ``model`` is lowered in place."""
-    made = build(model, directory, target="tensorrt-rtx", max_length=32, batch=3, prefill_chunk=16)
+    sizes: dict[str, Any] = {"max_length": 32, "batch": 3, "prefill_chunk": 16}
+    made = build(model, directory, target="tensorrt-rtx", **sizes, options=options)
     return (directory / made.name).read_bytes()
 
 
@@ -143,5 +146,7 @@ def test_integer_cache(tied: ir.Model, tmp_path: Path, weights: WeightScheme | N
 def test_two_zeros_of_four(tied: ir.Model, tmp_path: Path) -> None:
     for linear in prunable_linears(tied):
         zero_weights(linear, two_largest_of_four)
+    sparse = BuildOptions(sparse_weights=True)
+    assert len(built(tied.clone(), tmp_path, sparse)) > 100_000
     quantize(tied, ROWS)
-    assert_integers_are_stored_once(tied, built(tied, tmp_path))
+    assert_integers_are_stored_once(tied, built(tied, tmp_path, sparse))
