@@ -99,6 +99,11 @@ def packing_of(settings: Mapping[str, Any], name: str) -> Packing:
                 "input_zero_point",
             )
             return Packing("compressed-tensors", suffixes, _read_integers)
+    if method in ("fp8", "fbgemm_fp8") or settings.get("format") == "float-quantized":
+        raise UserError(
+            f"{name} stores its weights in FP8, which isn't read yet: export the checkpoint that "
+            "it was made from, with --int8 for weights of the same size."
+        )
     kind = settings.get("format", settings.get("version"))
     raise UserError(
         f"{name} is quantised by {method!r} ({kind}, {settings.get('bits', 'unsaid')} bits), which "
