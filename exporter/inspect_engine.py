@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 _FUSED = "[ONNX Layer: "
 
 
-@click.command("inspect-engine", short_help="Show layers and memory of TensorRT engines.")
+@click.command(
+    "inspect-engine",
+    short_help="Show layers and memory of TensorRT engines.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @bundle_argument
 @json_option
 def inspect_engine(bundle: Path, as_json: bool) -> None:

@@ -102,6 +102,13 @@ def test_a_gpu_shows_the_layers_of_the_engine(bundle: Path) -> None:
     assert len(loaded["activation_bytes"]) == 2
 
 
+def test_it_is_a_command_beside_the_export() -> None:
+    assert "inspect-engine  Show layers and memory" in run("--help").stdout
+    assert run("inspect-engine", "-h").stdout.startswith("Usage: export-llm inspect-engine")
+    assert "Missing argument 'BUNDLE'" in run("inspect-engine").stderr
+    assert "Missing argument 'MODEL'" in run().stderr
+
+
 def test_refusals(tmp_path: Path) -> None:
     info = EngineInfo(target="onnxruntime", file="model", weight_bytes=0, runtime_version="1")
     for target, said in (
