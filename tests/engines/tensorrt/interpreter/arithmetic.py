@@ -3,6 +3,7 @@
 Floats arrive in float32 and leave in it; half precision is rounded where a layer's output is.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,6 @@ BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "PROD": np.multiply,
     "DIV": divide,
     "FLOOR_DIV": np.floor_divide,
-    "POW": np.power,
     "MAX": np.maximum,
     "MIN": np.minimum,
     "AND": np.logical_and,
@@ -53,18 +53,17 @@ def elementwise(layer: Any, a: Array, b: Array) -> Array:
 
 UNARY: dict[str, Callable[[Array], Array]] = {
     "SQRT": np.sqrt,
-    "RECIP": np.reciprocal,
-    "EXP": np.exp,
     "NEG": np.negative,
-    "ABS": np.abs,
     "SIN": np.sin,
     "COS": np.cos,
-    "NOT": np.logical_not,
 }
 
 
 def unary(layer: Any, value: Array) -> Array:
     return UNARY[layer.op.name](value)
+
+
+erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 def gelu_tanh(value: Array) -> Array:
@@ -82,6 +81,7 @@ def activation(layer: Any, value: Array) -> Array:
         "RELU": lambda x: np.maximum(x, 0),
         "SIGMOID": lambda x: 1 / (1 + np.exp(-x)),
         "TANH": np.tanh,
+        "GELU_ERF": lambda x: np.float32(0.5) * x * (1 + erf(x / np.sqrt(np.float32(2)))),
         "GELU_TANH": gelu_tanh,
     }
     return functions[kind](value)
@@ -95,9 +95,6 @@ def select(_: Any, condition: Array, then: Array, otherwise: Array) -> Array:
 REDUCTIONS: dict[str, Callable[..., Array]] = {
     "SUM": np.sum,
     "AVG": np.mean,
-    "MAX": np.max,
-    "MIN": np.min,
-    "PROD": np.prod,
 }
 
 

@@ -87,15 +87,22 @@ def kv_cache_update(layer: Any, cache: Array, update: Array, write_indices: Arra
 
 
 def rotary_embedding(layer: Any, value: Array, cos: Array, sin: Array) -> Array:
-    """Rotate [batch, heads, sequence, dim] by cos and sin [batch, sequence, rotated / 2]."""
-    if layer.interleaved:
-        raise NotImplementedError("an interleaved rotary embedding")
+    """Rotate pairs of [batch, heads, sequence, dim] by cos and sin [batch, sequence, pairs].
+
+    Pairs are of neighbours if the layer is interleaved, else of the two halves of what is rotated;
+    the rest of ``dim`` stays.
+    """
     rotated = layer.rotary_embedding_dim or value.shape[-1]
     if cos.shape != sin.shape or cos.shape[-1] != rotated // 2:
         raise ValueError(f"cosines of shape {cos.shape} for {rotated} numbers")
-    first, second, rest = np.split(value, [rotated // 2, rotated], axis=-1)
     cos, sin = cos[:, None], sin[:, None]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    result = value.copy()
+    halves = [slice(rotated // 2), slice(rotated // 2, rotated)]
+    neighbours = [slice(0, rotated, 2), slice(1, rotated, 2)]
+    first, second = neighbours if layer.interleaved else halves
+    result[..., first] = value[..., first] * cos - value[..., second] * sin
+    result[..., second] = value[..., second] * cos + value[..., first] * sin
+    return result
 
 
 EVALUATORS: Evaluators = {

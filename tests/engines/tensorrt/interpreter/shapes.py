@@ -1,7 +1,6 @@
 """Layers that move values and compute none: views, slices, gathers, constants."""
 
 import ctypes
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,39 @@ from tests.engines.tensorrt.interpreter.values import (
 )
 
 
+class StoredWeights(ctypes.Structure):
+    """``nvinfer1::Weights``."""
+
+    _fields_ = [
+        ("type", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
+
+
 def constant(layer: Any) -> Array:
     dtype, shape = dtype_of(layer.get_output(0).dtype), tuple(layer.shape)
     weights = layer.weights
-    if isinstance(weights, np.ndarray):
-        return weights.reshape(shape)
-    # numpy has no such type, so that the bindings give an address.
-    count = prod(shape)
-    bytes_ = ctypes.string_at(weights.ptr, weights.nbytes)
+    if not isinstance(weights, np.ndarray):
+        weights = stored(weights, dtype)
+    return weights.reshape(shape)
+
+
+def stored(weights: Any, dtype: np.dtype[Any]) -> Array:
+    """The numbers of a type that numpy hasn't, for which the bindings give no array.
+
+    They have no address either, so that it is read from the Python object, whose first field is a
+    pointer to the weights. Raises ValueError if there is something else.
+    """
+    pointer = ctypes.c_void_p.from_address(id(weights) + object.__basicsize__).value
+    found = StoredWeights.from_address(pointer or 0)
+    if (found.type, found.count) != (weights.dtype.value, weights.size):
+        raise ValueError("the bindings keep weights in another way")
     if dtype.name != "int4":
-        return np.frombuffer(bytes_, dtype, count).reshape(shape)
-    packed = np.frombuffer(bytes_, np.uint8)
-    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).ravel()[:count]
-    return (((nibbles ^ 8).astype(np.int8)) - 8).astype(dtype).reshape(shape)
+        return np.frombuffer(ctypes.string_at(found.values, found.count * dtype.itemsize), dtype)
+    packed = np.frombuffer(ctypes.string_at(found.values, -(-found.count // 2)), np.uint8)
+    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).ravel()[: found.count]
+    return ((nibbles ^ 8).astype(np.int8) - 8).astype(dtype)
 
 
 def shape_of(_: Any, value: Array) -> Array:
@@ -67,14 +86,16 @@ def slice_(
     shape: Array | None = None,
     stride: Array | None = None,
 ) -> Array:
-    if layer.mode.name != "STRICT_BOUNDS":
-        raise NotImplementedError(f"a slice in mode {layer.mode.name}")
+    mode = layer.mode.name
+    if mode not in ("STRICT_BOUNDS", "WRAP"):
+        raise NotImplementedError(f"a slice in mode {mode}")
     axes = list(layer.axes) if layer.axes is not None else list(range(value.ndim))
     starts, sizes = dims(layer.start, start), dims(layer.shape, shape)
     strides = dims(layer.stride, stride)
     for axis, first, size, step in zip(axes, starts, sizes, strides, strict=True):
         # A stride of 0 repeats one entry: so the parser expands.
         indices = first + step * np.arange(size)
+        indices = indices % value.shape[axis] if mode == "WRAP" else indices
         require_inside(indices, value.shape[axis])
         value = value.take(indices, axis)
     return value
@@ -83,28 +104,47 @@ def slice_(
 def gather(layer: Any, data: Array, indices: Array) -> Array:
     if layer.num_elementwise_dims:
         raise NotImplementedError("a gather with elementwise dimensions")
-    require_inside(indices, data.shape[layer.axis])
+    sizes = layer.get_input(0).shape
+    if layer.mode.name == "ND":
+        axes = range(indices.shape[-1])
+        found = [from_start(indices[..., k], data.shape[k], sizes[k]) for k in axes]
+        entries: Array = data[tuple(found)]
+        return entries
+    axis = layer.axis
+    indices = from_start(indices, data.shape[axis], sizes[axis])
     if layer.mode.name == "DEFAULT":
-        return data.take(indices, layer.axis)
-    if layer.mode.name == "ELEMENT":
-        require_same_rank(data, indices)
-        own = [np.arange(size) for size in indices.shape]
-        places = list(np.ix_(*own))
-        places[layer.axis] = indices
-        picked: Array = data[tuple(places)]
-        return picked
-    raise NotImplementedError(f"a gather in mode {layer.mode.name}")
+        return data.take(indices, axis)
+    require_same_rank(data, indices)
+    picked: Array = data[places_of(indices, axis)]
+    return picked
+
+
+def from_start(indices: Array, size: int, static_size: int) -> Array:
+    """Indices from 0 to ``size`` - 1. Raises IndexError if one of them is undefined.
+
+    "If an axis of Data has dynamic length, using a negative index for it has undefined behavior"
+    (NvInfer.h, IGatherLayer): so in a static one it counts from the end.
+    """
+    if size == static_size:
+        indices = np.where(indices < 0, indices + size, indices)
+    require_inside(indices, size)
+    return indices
 
 
 def scatter(layer: Any, data: Array, indices: Array, updates: Array) -> Array:
     if layer.mode.name != "ELEMENT":
         raise NotImplementedError(f"a scatter in mode {layer.mode.name}")
     require_inside(indices, data.shape[layer.axis])
-    places = list(np.ix_(*(np.arange(size) for size in indices.shape)))
-    places[layer.axis] = indices
     result = data.copy()
-    result[tuple(places)] = updates
+    result[places_of(indices, layer.axis)] = updates
     return result
+
+
+def places_of(indices: Array, axis: int) -> tuple[Array, ...]:
+    """Each entry's own place, with its place along ``axis`` replaced by the index there."""
+    places = list(np.ix_(*map(np.arange, indices.shape)))
+    places[axis] = indices
+    return tuple(places)
 
 
 def fill(layer: Any, shape: Array, first: Array | None = None, steps: Array | None = None) -> Array:
