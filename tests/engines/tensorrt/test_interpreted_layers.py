@@ -44,6 +44,12 @@ NODES: dict[str, tuple[str, dict[str, Array], dict[str, Any], int]] = {
         {},
         1,
     ),
+    "counted": (
+        "Range",
+        {"@from": np.array(3), "@to": np.array(12), "@step": np.array(2)},
+        {},
+        1,
+    ),
     "repeated": ("Expand", {"x": ROWS[:, :1], "@shape": np.array([2, 3, 5])}, {}, 1),
     "tiled": ("Tile", {"x": ROWS, "@times": np.array([2, 3])}, {}, 1),
     "averaged": ("ReduceMean", {"x": FLOATS, "@axes": np.array([1, 3])}, {"keepdims": 0}, 1),
