@@ -1,0 +1,69 @@
+"""Building TensorRT-RTX engines of a tiny checkpoint, and why one can't be built."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+import torch
+
+from engines.quantization.apply import quantize
+from engines.quantization.recipe import Recipe
+from engines.standard import simplify
+from engines.tensorrt.builder import build
+from exporter.calibration_windows import TokenWindows, token_windows
+from exporter.checkpoint import Checkpoint, load
+from exporter.compression import compress
+from exporter.export import Request, plan_export
+from exporter.plan import Plan
+from exporter.unrolling import trace_unrolled
+from serving.bundle import Target
+from serving.errors import UserError
+
+# Precision -> what is quantised. Whatever isn't is float16.
+RECIPES = {"fp16": Recipe(), "int8": Recipe(bits=8)}
+TARGET: Target = "tensorrt-rtx"
+BATCH = 3
+
+
+def build_each(checkpoint: Path) -> dict[str, str]:
+    """Trace a checkpoint in float16 and build an engine of each precision from that one trace.
+
+    The way from trace to engine is the product's own, with all that the verifier checks. Returns
+    for each of ``RECIPES`` the reason why there is no engine, or nothing where there is one.
+    """
+    with TemporaryDirectory() as directory:
+        bundle, scratch = Path(directory) / "bundle", Path(directory) / "scratch"
+        scratch.mkdir()
+        found, plan = plan_export(
+            Request(str(checkpoint), bundle, dtype="float16", targets=(TARGET,), batch=BATCH)
+        )
+        windows = token_windows(found, plan.max_length, None)
+        source = load(found, torch.float16).model  # owns the weights that the graph refers to
+        graph = trace_unrolled(source, list(plan.cache))
+        simplify(graph)
+        try:
+            compress(graph, found, plan, windows, scratch)
+        except UserError as error:
+            return dict.fromkeys(RECIPES, _reason(error, found))
+        outcomes = {}
+        for precision, recipe in RECIPES.items():
+            try:
+                _build_one(graph.clone(), plan, recipe, windows, scratch)
+            except (UserError, ValueError) as error:  # a pass can't express it
+                outcomes[precision] = _reason(error, found)
+            else:
+                outcomes[precision] = ""
+        return outcomes
+
+
+def _build_one(
+    graph: ir.Model, plan: Plan, recipe: Recipe, windows: TokenWindows, scratch: Path
+) -> None:
+    quantize(graph, recipe, list(windows.calibration), scratch)
+    build(graph, scratch, target=TARGET, max_length=plan.max_length, batch=plan.batch)
+
+
+def _reason(error: Exception, checkpoint: Checkpoint) -> str:
+    """What was said, without the advice and the name of a checkpoint that nobody has."""
+    said = " ".join(str(error).split()).split(": export ")[0].rstrip(".")
+    return said.replace(f"{checkpoint.name} was not exported: ", "")
