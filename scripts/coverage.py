@@ -203,7 +203,7 @@ def try_engines(exact: Outcome) -> Outcome:
         checkpoint = Path(directory) / exact.model_type
         make_tiny(exact.model_type, checkpoint)
         try:
-            engines = build_each(checkpoint)
+            engines = build_each(checkpoint, Path(directory))
         except Exception as error:  # a defect of ours
             return without_engines(exact, f"{type(error).__name__}: {_first_line(error)}")
     return replace(exact, engines=engines)

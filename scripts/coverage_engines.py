@@ -1,7 +1,6 @@
 """Building TensorRT-RTX engines of a tiny checkpoint, and why one can't be built."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 import torch
@@ -25,42 +24,43 @@ TARGET: Target = "tensorrt-rtx"
 BATCH = 3
 
 
-def build_each(checkpoint: Path) -> dict[str, str]:
+def build_each(checkpoint: Path, directory: Path) -> dict[str, str]:
     """Trace a checkpoint in float16 and build an engine of each precision from that one trace.
 
-    The way from trace to engine is the product's own, with all that the verifier checks. Returns
-    for each of ``RECIPES`` the reason why there is no engine, or nothing where there is one.
+    The way from trace to engine is the product's own, with all that the verifier checks. Engines
+    go to folders in ``directory`` that are called after their precision. Returns for each of
+    ``RECIPES`` the reason why there is no engine, or nothing where there is one.
     """
-    with TemporaryDirectory() as directory:
-        bundle, scratch = Path(directory) / "bundle", Path(directory) / "scratch"
-        scratch.mkdir()
-        found, plan = plan_export(
-            Request(str(checkpoint), bundle, dtype="float16", targets=(TARGET,), batch=BATCH)
-        )
-        windows = token_windows(found, plan.max_length, None)
-        source = load(found, torch.float16).model  # owns the weights that the graph refers to
-        graph = trace_unrolled(source, list(plan.cache))
-        simplify(graph)
+    request = Request(
+        str(checkpoint), directory / "bundle", dtype="float16", targets=(TARGET,), batch=BATCH
+    )
+    found, plan = plan_export(request)
+    windows = token_windows(found, plan.max_length, None)
+    source = load(found, torch.float16).model  # owns the weights that the graph refers to
+    graph = trace_unrolled(source, list(plan.cache))
+    simplify(graph)
+    try:
+        compress(graph, found, plan, windows, directory)
+    except UserError as error:
+        return dict.fromkeys(RECIPES, _reason(error, found))
+    outcomes = {}
+    for precision, recipe in RECIPES.items():
+        folder = directory / precision
+        folder.mkdir()
         try:
-            compress(graph, found, plan, windows, scratch)
-        except UserError as error:
-            return dict.fromkeys(RECIPES, _reason(error, found))
-        outcomes = {}
-        for precision, recipe in RECIPES.items():
-            try:
-                _build_one(graph.clone(), plan, recipe, windows, scratch)
-            except (UserError, ValueError) as error:  # a pass can't express it
-                outcomes[precision] = _reason(error, found)
-            else:
-                outcomes[precision] = ""
-        return outcomes
+            _build_one(graph.clone(), plan, recipe, windows, folder)
+        except (UserError, ValueError) as error:  # a pass can't express it
+            outcomes[precision] = _reason(error, found)
+        else:
+            outcomes[precision] = ""
+    return outcomes
 
 
 def _build_one(
-    graph: ir.Model, plan: Plan, recipe: Recipe, windows: TokenWindows, scratch: Path
+    graph: ir.Model, plan: Plan, recipe: Recipe, windows: TokenWindows, folder: Path
 ) -> None:
-    quantize(graph, recipe, list(windows.calibration), scratch)
-    build(graph, scratch, target=TARGET, max_length=plan.max_length, batch=plan.batch)
+    quantize(graph, recipe, list(windows.calibration), folder)
+    build(graph, folder, target=TARGET, max_length=plan.max_length, batch=plan.batch)
 
 
 def _reason(error: Exception, checkpoint: Checkpoint) -> str:
