@@ -14,15 +14,11 @@ again.
 import argparse
 import json
 import logging
-import multiprocessing
 import tempfile
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -37,6 +33,7 @@ from exporter.tracing import language_part
 from exporter.traits.positions import position_offset, takes_positions
 from scripts.coverage_engines import RECIPES, build_each
 from scripts.coverage_table import Outcome, write_table
+from scripts.processes import Ended, run_each
 from scripts.tiny_configs import tiny_config
 from serving.errors import UserError
 from tests.checkpoints import VOCABULARY, enliven
@@ -214,55 +211,6 @@ def without_engines(exact: Outcome, reason: str) -> Outcome:
     return replace(exact, engines=dict.fromkeys(RECIPES, reason))
 
 
-def run_types(
-    types: Iterable[str],
-    jobs: int,
-    attempt: Callable[[str], Outcome],
-    failed: Callable[[str, str], Outcome],
-) -> Iterator[tuple[Outcome, float]]:
-    """Attempt each type in a process of its own, ``jobs`` at a time; yields outcomes as they come.
-
-    ``failed`` makes one of a type and the reason why its process gave none.
-    """
-
-    def work(model_type: str, results: Connection) -> None:
-        _quiet()
-        results.send(attempt(model_type))
-
-    # Forked, so that a process starts with everything imported.
-    context = multiprocessing.get_context("fork")
-    waiting = list(types)[::-1]
-    running: dict[str, tuple[BaseProcess, Connection, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            model_type = waiting.pop()
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=work, args=(model_type, sender))
-            process.start()
-            sender.close()
-            running[model_type] = (process, receiver, time.monotonic())
-        for model_type, (process, receiver, began) in list(running.items()):
-            seconds = time.monotonic() - began
-            outcome = None
-            if receiver.poll(0.05):
-                outcome = _received(receiver) or failed(model_type, "its process died")
-            elif seconds > TIMEOUT:
-                process.kill()
-                outcome = failed(model_type, f"it takes more than {TIMEOUT:.0f} s")
-            if outcome is not None:
-                process.join()
-                del running[model_type]
-                yield outcome, seconds
-
-
-def _received(results: Connection) -> Outcome | None:
-    try:
-        outcome: Outcome = results.recv()
-    except EOFError:
-        return None
-    return outcome
-
-
 def _quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -278,9 +226,9 @@ def read_results() -> dict[str, Outcome]:
     return {outcome.model_type: outcome for outcome in outcomes}
 
 
-def _keep(outcomes: Iterable[tuple[Outcome, float]]) -> None:
+def _keep(attempts: Iterable[Ended[Outcome]]) -> None:
     """Write each outcome down, and say how it ended."""
-    for outcome, seconds in outcomes:
+    for _, outcome, seconds in attempts:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(outcome.as_json() + "\n")
         print(
@@ -305,7 +253,7 @@ def main() -> None:
     if arguments.only:
         types = arguments.only.split(",")
     RESULTS.parent.mkdir(exist_ok=True)
-    _keep(run_types(types, arguments.jobs, try_type, _failing))
+    _keep(run_each(types, try_type, _failing, limit=TIMEOUT, jobs=arguments.jobs))
     exact = {
         model_type: outcome
         for model_type, outcome in read_results().items()
@@ -313,11 +261,12 @@ def main() -> None:
         and (not outcome.engines or (arguments.refused and any(outcome.engines.values())))
     }
     _keep(
-        run_types(
+        run_each(
             exact,
-            arguments.jobs,
             lambda model_type: try_engines(exact[model_type]),
             lambda model_type, reason: without_engines(exact[model_type], reason),
+            limit=TIMEOUT,
+            jobs=arguments.jobs,
         )
     )
     results = read_results()

@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 
 from engines.quantization.apply import quantize
 from engines.quantization.recipe import Recipe
 from engines.standard import simplify
 from engines.tensorrt.builder import build
-from exporter.calibration_windows import TokenWindows, token_windows
+from exporter.calibration_windows import token_windows
 from exporter.checkpoint import Checkpoint, load
 from exporter.compression import compress
 from exporter.export import Request, plan_export
-from exporter.plan import Plan
 from exporter.unrolling import trace_unrolled
+from scripts.processes import run_each
 from serving.bundle import Target
 from serving.errors import UserError
 
@@ -22,6 +21,7 @@ from serving.errors import UserError
 RECIPES = {"fp16": Recipe(), "int8": Recipe(bits=8)}
 TARGET: Target = "tensorrt-rtx"
 BATCH = 3
+LIMIT = 60.0  # seconds a build
 
 
 def build_each(checkpoint: Path, directory: Path) -> dict[str, str]:
@@ -43,24 +43,20 @@ def build_each(checkpoint: Path, directory: Path) -> dict[str, str]:
         compress(graph, found, plan, windows, directory)
     except UserError as error:
         return dict.fromkeys(RECIPES, _reason(error, found))
-    outcomes = {}
-    for precision, recipe in RECIPES.items():
+
+    def attempt(precision: str) -> str:
         folder = directory / precision
         folder.mkdir()
         try:
-            _build_one(graph.clone(), plan, recipe, windows, folder)
+            quantize(graph, RECIPES[precision], list(windows.calibration), folder)
+            build(graph, folder, target=TARGET, max_length=plan.max_length, batch=plan.batch)
         except (UserError, ValueError) as error:  # a pass can't express it
-            outcomes[precision] = _reason(error, found)
-        else:
-            outcomes[precision] = ""
-    return outcomes
+            return _reason(error, found)
+        return ""
 
-
-def _build_one(
-    graph: ir.Model, plan: Plan, recipe: Recipe, windows: TokenWindows, folder: Path
-) -> None:
-    quantize(graph, recipe, list(windows.calibration), folder)
-    build(graph, folder, target=TARGET, max_length=plan.max_length, batch=plan.batch)
+    # In processes of their own: TensorRT crashes on some graphs.
+    builds = run_each(RECIPES, attempt, lambda _, reason: f"building it, {reason}", limit=LIMIT)
+    return {precision: reason for precision, reason, _ in builds}
 
 
 def _reason(error: Exception, checkpoint: Checkpoint) -> str:
