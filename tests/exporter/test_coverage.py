@@ -1,6 +1,9 @@
 """Coverage: one type for each trait through the script's own path, and the table of all."""
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from engines.tensorrt.builder import engine_file
 from scripts.coverage import TABLE, registered_types, try_type
 from scripts.coverage_engines import RECIPES, TARGET, build_each
 from scripts.coverage_table import table_engines, table_types
+from scripts.processes import run_each
 from tests.checkpoints import make_checkpoint
 
 # Trait -> a type that has it. None of them is among the architectures that other tests export.
@@ -72,6 +76,23 @@ def test_engines_of_each_trait_are_built(architecture: str, tmp_path: Path) -> N
     assert build_each(checkpoint, tmp_path) == {"fp16": "", "int8": ""}
     for precision in RECIPES:
         assert (tmp_path / precision / engine_file(TARGET)).stat().st_size > 100_000
+
+
+def test_a_crash_or_a_hang_in_a_build_is_a_result() -> None:
+    def attempt(name: str) -> str:
+        if name == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "hangs":
+            time.sleep(60)
+        return "builds"
+
+    names = ("crashes", "hangs", "builds")
+    ended = run_each(names, attempt, lambda name, why: f"{name}: {why}", limit=3.0)
+    assert [result for _, result, _ in ended] == [
+        "crashes: its process died (exit code -9)",
+        "hangs: it takes more than 3 s",
+        "builds",
+    ]
 
 
 def test_every_exact_type_has_an_engine_of_each_precision_or_a_reason() -> None:
