@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.tensorrt.builder import engine_file
-from scripts.coverage import TABLE, registered_types, try_type
+from scripts.coverage import TABLE, make_tiny, registered_types, try_type
 from scripts.coverage_engines import RECIPES, TARGET, build_each
 from scripts.coverage_table import table_engines, table_types
 from scripts.processes import run_each
@@ -39,7 +39,6 @@ BUILT = {
     "ALiBi": "bloom",
     "soft cap and windows": "gemma2",
     "experts, sinks and windows": "gpt_oss",
-    "rotation of a part of a head": "phi",
     "learned positions": "opt",
 }
 
@@ -69,13 +68,22 @@ def test_every_registered_type_is_in_the_table() -> None:
     assert all(table[model_type] == "refused" for model_type in REFUSED)
 
 
+def assert_builds(checkpoint: Path, directory: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert build_each(checkpoint, directory) == {"fp16": "", "int8": ""}
+    for precision in RECIPES:
+        assert (directory / precision / engine_file(TARGET)).stat().st_size > 100_000
+
+
 @pytest.mark.parametrize("architecture", BUILT.values(), ids=BUILT.keys())
 def test_engines_of_each_trait_are_built(architecture: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
     checkpoint = make_checkpoint(architecture, tmp_path / architecture, num_hidden_layers=1)
-    assert build_each(checkpoint, tmp_path) == {"fp16": "", "int8": ""}
-    for precision in RECIPES:
-        assert (tmp_path / precision / engine_file(TARGET)).stat().st_size > 100_000
+    assert_builds(checkpoint, tmp_path)
+
+
+def test_engines_of_joint_projections_and_partial_rotation_are_built(tmp_path: Path) -> None:
+    make_tiny("persimmon", tmp_path / "persimmon")
+    assert_builds(tmp_path / "persimmon", tmp_path)
 
 
 def test_a_crash_or_a_hang_in_a_build_is_a_result() -> None:
