@@ -54,7 +54,7 @@ def build_each(checkpoint: Path, directory: Path) -> dict[str, str]:
             return _reason(error, found)
         return ""
 
-    # In processes of their own: TensorRT crashes on some graphs.
+    # Each in a process, with a graph, of its own: TensorRT crashes on some.
     builds = run_each(RECIPES, attempt, lambda _, reason: f"building it, {reason}", limit=LIMIT)
     return {precision: reason for precision, reason, _ in builds}
 
