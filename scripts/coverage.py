@@ -1,25 +1,24 @@
 """Try every causal-LM type that transformers registers, and write docs/coverage.md.
 
 Each type gets a tiny config by general rules (see tiny_configs.py), random weights, and the
-product's own path: export through the parity gate, then serve. Results are kept as one JSON line a
-type, so that only what is asked for runs again.
+product's own path: export through the parity gate, then serve. What is exact is then built as
+TensorRT-RTX engines. Results are kept as one JSON line a type, so that only what is asked for runs
+again.
 
     python -m scripts.coverage                 run what has no result yet, write the table
     python -m scripts.coverage --failed        run again what failed
+    python -m scripts.coverage --refused       build again the engines that were refused
     python -m scripts.coverage --only llama,t5 run these again
 """
 
 import argparse
 import json
 import logging
-import multiprocessing
 import tempfile
-import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +31,9 @@ import serving
 from exporter.export import Request, export
 from exporter.tracing import language_part
 from exporter.traits.positions import position_offset, takes_positions
+from scripts.coverage_engines import RECIPES, build_each
 from scripts.coverage_table import Outcome, write_table
+from scripts.processes import Ended, run_each
 from scripts.tiny_configs import tiny_config
 from serving.errors import UserError
 from tests.checkpoints import VOCABULARY, enliven
@@ -192,45 +193,25 @@ def _first_line(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
 
 
-def _work(model_type: str, results: Connection) -> None:
-    _quiet()
-    results.send(try_type(model_type))
+def _failing(model_type: str, reason: str) -> Outcome:
+    return Outcome(model_type, "failing", reason)
 
 
-def run_types(types: Iterable[str], jobs: int) -> Iterator[tuple[Outcome, float]]:
-    """Try each type in a process of its own, ``jobs`` at a time; yields outcomes as they come."""
-    # Forked, so that a process starts with everything imported.
-    context = multiprocessing.get_context("fork")
-    waiting = list(types)[::-1]
-    running: dict[str, tuple[BaseProcess, Connection, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            model_type = waiting.pop()
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(model_type, sender))
-            process.start()
-            sender.close()
-            running[model_type] = (process, receiver, time.monotonic())
-        for model_type, (process, receiver, began) in list(running.items()):
-            seconds = time.monotonic() - began
-            outcome = None
-            if receiver.poll(0.05):
-                outcome = _receive(model_type, receiver)
-            elif seconds > TIMEOUT:
-                process.kill()
-                outcome = Outcome(model_type, "failing", f"it takes more than {TIMEOUT:.0f} s")
-            if outcome is not None:
-                process.join()
-                del running[model_type]
-                yield outcome, seconds
+def try_engines(exact: Outcome) -> Outcome:
+    """Add to the outcome of an exact type what building its engines comes to."""
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = Path(directory) / exact.model_type
+        make_tiny(exact.model_type, checkpoint)
+        try:
+            engines = build_each(checkpoint, Path(directory))
+        except Exception as error:  # a defect of ours
+            return without_engines(exact, f"{type(error).__name__}: {_first_line(error)}")
+    return replace(exact, engines=engines)
 
 
-def _receive(model_type: str, results: Connection) -> Outcome:
-    try:
-        outcome: Outcome = results.recv()
-    except EOFError:
-        return Outcome(model_type, "failing", "its process died")
-    return outcome
+def without_engines(exact: Outcome, reason: str) -> Outcome:
+    """The outcome of an exact type none of whose engines was built."""
+    return replace(exact, engines=dict.fromkeys(RECIPES, reason))
 
 
 def _quiet() -> None:
@@ -248,11 +229,23 @@ def read_results() -> dict[str, Outcome]:
     return {outcome.model_type: outcome for outcome in outcomes}
 
 
+def _keep(attempts: Iterable[Ended[Outcome]]) -> None:
+    """Write each outcome down, and say how it ended."""
+    for _, outcome, seconds in attempts:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(outcome.as_json() + "\n")
+        print(
+            f"{outcome.model_type:24} {outcome.status:8} {seconds:5.1f} s  {outcome.notes}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="these types, with commas between them")
     parser.add_argument("--failed", action="store_true", help="what failed before")
     parser.add_argument("--all", action="store_true", help="everything, whatever is known")
+    parser.add_argument("--refused", action="store_true", help="engines that were refused")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     arguments = parser.parse_args()
     _quiet()
@@ -263,13 +256,22 @@ def main() -> None:
     if arguments.only:
         types = arguments.only.split(",")
     RESULTS.parent.mkdir(exist_ok=True)
-    for outcome, seconds in run_types(types, arguments.jobs):
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(outcome.as_json() + "\n")
-        print(
-            f"{outcome.model_type:24} {outcome.status:8} {seconds:5.1f} s  {outcome.reason}",
-            flush=True,
+    _keep(run_each(types, try_type, _failing, limit=TIMEOUT, jobs=arguments.jobs))
+    exact = {
+        model_type: outcome
+        for model_type, outcome in read_results().items()
+        if outcome.status == "exact"
+        and (not outcome.engines or (arguments.refused and any(outcome.engines.values())))
+    }
+    _keep(
+        run_each(
+            exact,
+            lambda model_type: try_engines(exact[model_type]),
+            lambda model_type, reason: without_engines(exact[model_type], reason),
+            limit=TIMEOUT,
+            jobs=arguments.jobs,
         )
+    )
     results = read_results()
     write_table(TABLE, [results[t] for t in registered_types() if t in results])
 

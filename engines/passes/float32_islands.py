@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from engines.passes.constant_folding import drop_neutral_nodes, fold_constants
 from engines.passes.insertion import Inserter
+from engines.passes.widened_floats import widen_attributes
 
 _NARROW, _WIDE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # Their buffers are float16, whatever is written to them.
@@ -50,6 +51,7 @@ def _widen(
         if node.outputs[0] in wide:
             node.attributes["to"] = ir.AttrInt64("to", int(_WIDE))
         return
+    widen_attributes(node, _NARROW)
     insert = Inserter(graph, node, f"{node.name}/float32")
     for position, source in enumerate(node.inputs):
         if source is not None and source.dtype == _NARROW and source not in wide:

@@ -21,7 +21,7 @@ def widen_floats(model: ir.Model, narrow: ir.DataType) -> None:
         if tensor is not None and tensor.dtype == narrow:
             value.const_value = _widened(tensor)
     for node in graph:
-        _widen_attributes(node, narrow)
+        widen_attributes(node, narrow)
     values = [*graph.inputs, *graph.initializers.values()]
     values += [output for node in graph for output in node.outputs]
     for value in values:
@@ -29,7 +29,7 @@ def widen_floats(model: ir.Model, narrow: ir.DataType) -> None:
             value.type = ir.TensorType(_WIDE)  # a copy of the graph may share the old one
 
 
-def _widen_attributes(node: ir.Node, narrow: ir.DataType) -> None:
+def widen_attributes(node: ir.Node, narrow: ir.DataType) -> None:
     """Widen the type that a Cast gives and the number that ConstantOfShape repeats."""
     if node.op_type == "Cast" and node.attributes.get_int("to") == narrow:
         node.attributes["to"] = ir.AttrInt64("to", int(_WIDE))

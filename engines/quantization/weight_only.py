@@ -107,7 +107,7 @@ def quantize_weights(
             raise ValueError(f"{method} needs calibration text")
         _quantize_by_activations(model, schemes, method, text)
     for linear in list(find_linears(model)):
-        if linear.name in schemes:
+        if linear.name in schemes and linear.name in model.graph.initializers:  # else it is shared
             _quantize(model, linear.weight, linear.transposed, schemes, round_to_nearest)
     for name, table in _token_embeddings(model).items():
         if name in schemes:

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from engines.passes.constant_indices import slice_constant_indices
 from engines.passes.explicit_attention import spell_out_attention
 from engines.passes.fixed_capacity import fix_capacity
 from engines.passes.integer_weight_layout import lay_out_integer_weights
@@ -14,6 +15,7 @@ PASSES = (
     scale_queries,
     spell_out_attention,
     separate_projections,
+    slice_constant_indices,
     lay_out_integer_weights,
     select_integer_updates,
 )

@@ -15,6 +15,7 @@ from exporter.attention import UntraceableError
 
 # What may stand between a buffer and the multiplication without changing the numbers.
 _VIEWS = frozenset({"Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Cast", "Identity"})
+_LOWEST = -65504.0  # of float16; what other types have is lower
 
 
 @dataclass
@@ -109,7 +110,7 @@ def _read_scores(insert: Inserter, scores: ir.Value, updates: set[ir.Value]) -> 
         return _Scores(first, key, 1.0, None)
     if node.op_type in _VIEWS:
         return _read_scores(insert, first, updates)
-    if node.op_type == "Max" and (lowest := _number(second)) is not None and lowest < -1e30:
+    if node.op_type == "Max" and (lowest := _number(second)) is not None and lowest <= _LOWEST:
         return _read_scores(insert, first, updates)  # keeps hidden scores finite, and hidden
     if node.op_type in ("Mul", "Div"):
         inner, factor = first, _number(second)

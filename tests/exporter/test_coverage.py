@@ -1,9 +1,19 @@
 """Coverage: one type for each trait through the script's own path, and the table of all."""
 
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
-from scripts.coverage import TABLE, registered_types, try_type
-from scripts.coverage_table import table_types
+from engines.tensorrt.builder import engine_file
+from scripts.coverage import TABLE, make_tiny, registered_types, try_type
+from scripts.coverage_engines import RECIPES, TARGET, build_each
+from scripts.coverage_table import table_engines, table_types
+from scripts.processes import run_each
+from tests.checkpoints import make_checkpoint
 
 # Trait -> a type that has it. None of them is among the architectures that other tests export.
 EXACT = {
@@ -23,6 +33,13 @@ REFUSED = {
     "qwen3_next": "recurrent state",
     "deepseek_v32": "sparse attention",
     "openai-gpt": "no key-value cache",
+}
+# Traits that TensorRT's parser and kernels could stumble over -> an architecture that has them.
+BUILT = {
+    "ALiBi": "bloom",
+    "soft cap and windows": "gemma2",
+    "experts, sinks and windows": "gpt_oss",
+    "learned positions": "opt",
 }
 
 
@@ -49,3 +66,50 @@ def test_every_registered_type_is_in_the_table() -> None:
     assert list(table.values()).count("exact") >= 110
     assert all(table[model_type] == "exact" for model_type in EXACT.values())
     assert all(table[model_type] == "refused" for model_type in REFUSED)
+
+
+def assert_builds(checkpoint: Path, directory: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert build_each(checkpoint, directory) == {"fp16": "", "int8": ""}
+    for precision in RECIPES:
+        assert (directory / precision / engine_file(TARGET)).stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("architecture", BUILT.values(), ids=BUILT.keys())
+def test_engines_of_each_trait_are_built(architecture: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(architecture, tmp_path / architecture, num_hidden_layers=1)
+    assert_builds(checkpoint, tmp_path)
+
+
+def test_engines_of_joint_projections_and_partial_rotation_are_built(tmp_path: Path) -> None:
+    make_tiny("persimmon", tmp_path / "persimmon")
+    assert_builds(tmp_path / "persimmon", tmp_path)
+
+
+def test_a_crash_or_a_hang_in_a_build_is_a_result() -> None:
+    def attempt(name: str) -> str:
+        if name == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "hangs":
+            time.sleep(60)
+        return "builds"
+
+    names = ("crashes", "hangs", "builds")
+    ended = run_each(names, attempt, lambda name, why: f"{name}: {why}", limit=3.0)
+    assert [result for _, result, _ in ended] == [
+        "crashes: its process died (exit code -9)",
+        "hangs: it takes more than 3 s",
+        "builds",
+    ]
+
+
+def test_every_exact_type_has_an_engine_of_each_precision_or_a_reason() -> None:
+    status = table_types(TABLE)
+    for model_type, (engines, notes) in table_engines(TABLE).items():
+        if status[model_type] != "exact":
+            assert not any(engines.values()), model_type
+            continue
+        for precision, end in engines.items():
+            assert end in ("built", "refused"), f"run `python -m scripts.coverage` ({model_type})"
+            reason = re.search(rf"no ([A-Z0-9]+ or )*{precision.upper()}.* engine: .", notes)
+            assert (reason is not None) == (end == "refused"), model_type

@@ -106,6 +106,22 @@ def test_results_of_the_graph_stay_float16() -> None:
     assert evaluate(model, X)["y"].dtype == np.float16
 
 
+def test_a_number_that_is_repeated_is_widened_too() -> None:
+    infinity = np.array(-np.inf, np.float16).view(np.uint16)
+    model = graph(
+        f"""
+        agraph (float16[n] x) => (float16[n] y) {{
+            size = Shape (x)
+            lowest = ConstantOfShape <value: tensor = float16[1] {{{infinity}}}> (size)
+            y = Max (x, lowest)
+        }}
+        """
+    )
+    widen_to_float32(model, {"ConstantOfShape_lowest"})
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    np.testing.assert_array_equal(evaluate(model, X[0])["y"], X[0])
+
+
 def test_nodes_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match="nowhere"):
         widen_to_float32(residual(), {"nowhere"})

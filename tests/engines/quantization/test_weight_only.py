@@ -27,6 +27,8 @@ from engines.quantization.weight_only import (
 )
 from engines.quantization.weights import WeightScheme
 from serving.errors import UserError
+from tests.engines.passes.graphs import run
+from tests.engines.passes.small_graphs import graph, random
 from tests.engines.quantization.decoders import logits
 from tests.engines.quantization.trained import Trained, load_trained
 
@@ -122,6 +124,19 @@ def test_a_tied_weight_is_stored_once(method: Method, decoder: Decoder, tmp_path
     assert {use.node.op_type for use in node.outputs[0].uses()} == {"Gather", "Transpose"}
     left = [linear for linear in find_linears(model) if linear.dequantize is None]
     assert len(left) == 8
+
+
+def test_a_weight_of_two_layers_is_stored_once() -> None:
+    body = "t = Transpose <perm=[1,0]> (w) y = MatMul(x, t) u = MatMul(y, r) logits = MatMul(u, t)"
+    text = f"agraph (float[2,3,4] x) => (float[2,3,6] logits) {{ {body} }}"
+    model = graph(text, {"w": random(6, 4), "r": random(6, 4, seed=1)})
+    quantize_weights(model, {"w": WeightScheme(8)})
+    assert set(model.graph.initializers) == {"w.integers", "w.scales", "r"}
+    x = random(2, 3, 4, seed=2)
+    dequantized = by_hand(model, "w")
+    hidden = x @ dequantized.T @ model.graph.initializers["r"].const_value.numpy()
+    expected = hidden @ dequantized.T
+    np.testing.assert_allclose(run(model, {"x": x})["logits"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
