@@ -44,6 +44,11 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
     show_default=True,
     help="Most rows of a decode step of a TensorRT engine.",
 )
+@click.option(
+    "--strip-weights",
+    is_flag=True,
+    help="Leave out of a TensorRT engine the weights that serve-llm restore puts back.",
+)
 @quantization_options
 @pruning_options
 @quality_options
@@ -61,6 +66,7 @@ def main(
     targets: tuple[str, ...],
     max_length: int | None,
     batch: int,
+    strip_weights: bool,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
@@ -98,6 +104,7 @@ def main(
             targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
             max_length=max_length,
             batch=batch,
+            strip_weights=strip_weights,
             revision=revision,
             trust_remote_code=trust_remote_code,
             force=force,

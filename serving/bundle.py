@@ -96,8 +96,18 @@ class GraphInfo(_Part):
         return width * _CACHE_BYTES[self.cache_dtype]
 
 
+class FileInfo(_Part):
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    size: NonNegativeInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class EngineInfo(_Part):
-    """One engine of the bundle; a limit of None means that the engine takes any size."""
+    """One engine of the bundle; a limit of None means that the engine takes any size.
+
+    ``stripped_from`` is the whole engine, if ``file`` lacks the weights that the checkpoint has.
+    """
 
     target: Target
     file: FileName
@@ -106,6 +116,7 @@ class EngineInfo(_Part):
     max_sequence: PositiveInt | None = None
     runtime_version: str
     compute_capabilities: tuple[str, ...] = ()
+    stripped_from: FileInfo | None = None
 
 
 class SpecialTokens(_Part):
@@ -114,13 +125,6 @@ class SpecialTokens(_Part):
     bos: NonNegativeInt | None = None
     eos: tuple[NonNegativeInt, ...] = ()
     pad: NonNegativeInt | None = None
-
-
-class FileInfo(_Part):
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
-
-    size: NonNegativeInt
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(_Part):
