@@ -17,6 +17,11 @@ def refuse_stripping(plan: Plan) -> None:
             "--strip-weights is for TensorRT engines, and ONNX Runtime's has its weights beside "
             "it: use --target tensorrt-rtx or tensorrt alone."
         )
+    if plan.dtype == "float32":
+        raise UserError(
+            "--strip-weights needs weights that are in the engine as in the checkpoint, and "
+            "TensorRT scales those of float32 queries: add --fp16 or --bf16."
+        )
     if plan.packing or plan.recipe.bits is not None or not plan.pruning.is_empty:
         raise UserError(
             "--strip-weights leaves out what the checkpoint has, and quantised or pruned weights "

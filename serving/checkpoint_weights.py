@@ -26,6 +26,8 @@ _BITS: dict[DType, np.dtype[Any]] = {
     "float16": np.dtype("<u2"),
     "bfloat16": np.dtype("<u2"),
 }
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 _SLAB = 16_000_000  # bytes that are read and converted at a time
 
 
@@ -78,19 +80,31 @@ def open_matrices(checkpoint: Path) -> dict[str, Matrix]:
     One with more axes is a matrix for each index of its leading ones: ``name[0]``, ``name[1]`` ...
     Raises UserError if ``checkpoint`` is no directory with safetensors files or one is damaged.
     """
-    files = sorted(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else []
-    if not files:
-        raise UserError(
-            f"{str(checkpoint)!r} has no safetensors files: give the directory of the checkpoint "
-            "that the bundle was made from."
-        )
     matrices: dict[str, Matrix] = {}
-    for file in files:
+    for file in _files(checkpoint):
         try:
             matrices |= _matrices(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{str(file)!r} is truncated or damaged: get it again.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{str(file)!r} is missing, truncated or damaged: get it again."
+            ) from error
     return matrices
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """The files that transformers would read; other copies of the weights may lie beside them."""
+    if (checkpoint / _INDEX).is_file():
+        try:
+            names = set(json.loads((checkpoint / _INDEX).read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{str(checkpoint / _INDEX)!r} is damaged: get it again.") from error
+        return [checkpoint / name for name in sorted(names)]
+    if (checkpoint / _SINGLE).is_file():
+        return [checkpoint / _SINGLE]
+    raise UserError(
+        f"{str(checkpoint)!r} has no safetensors files: give the directory of the checkpoint that "
+        "the bundle was made from."
+    )
 
 
 def _matrices(file: Path) -> dict[str, Matrix]:
