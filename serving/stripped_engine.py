@@ -125,11 +125,8 @@ def _write_others(stream: lzma.LZMAFile, recipe: Recipe, file: BinaryIO) -> None
     for begin, end in recipe.other_spans():
         file.seek(begin)
         for position in range(begin, end, _CHUNK):
-            data = stream.read(min(_CHUNK, end - position))
-            if not data:
-                raise EOFError
-            file.write(data)
-    if stream.read(1):  # which also compares the stream's own checksum
+            file.write(stream.read(min(_CHUNK, end - position)))
+    if stream.read(1):  # reading to the end compares the stream's own checksum
         raise ValueError("more bytes than the engine has")
 
 

@@ -167,11 +167,11 @@ def test_a_damaged_engine_is_refused_and_nothing_changes(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence(bundle: Path, model: Path) -> None:
+    before = set(os.listdir(bundle))
     (bundle / f".{ENGINE}.partial").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"The disk of .* is full: make room for 0 MB"):
         restore_bundle(bundle, model)
-    assert set(contents(bundle)) >= {STRIPPED, "bundle.json"}
-    assert not (bundle / ENGINE).exists()
+    assert set(os.listdir(bundle)) == before
 
 
 def test_a_bundle_that_may_not_be_written_is_one_sentence(
