@@ -48,6 +48,11 @@ def engine_options(command: Command) -> Command:
             is_flag=True,
             help="Let newer TensorRT versions run a TensorRT engine.",
         ),
+        click.option(
+            "--strip-weights",
+            is_flag=True,
+            help="Leave out of a TensorRT engine the weights that serve-llm restore puts back.",
+        ),
     )
     return add_options(command, options)
 

@@ -31,6 +31,7 @@ from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.quality_gate import measure_quality, refuse_breach
 from exporter.quality_report import QualityReport
 from exporter.report import Report
+from exporter.stripping import refuse_stripping, strip_engines
 from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
 from exporter.unrolling import trace_unrolled
@@ -78,6 +79,7 @@ class Request:
     batch: int = 1
     prefill_chunk: int | None = None
     build_options: BuildOptions = field(default_factory=BuildOptions)
+    strip_weights: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -122,6 +124,8 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         pruning=request.pruning,
         recipe=request.recipe,
     )
+    if request.strip_weights:
+        refuse_stripping(plan)
     return checkpoint, plan
 
 
@@ -190,6 +194,9 @@ def _export_into(
             quality = _check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
     for subject in (*before, *subjects):
         subject.remove()
+    if request.strip_weights:
+        with clock.stage("Stripping weights"):
+            engines = strip_engines(engines, partial, checkpoint, plan)
     report = Report(
         plan,
         parity,

@@ -97,12 +97,20 @@ class GraphInfo(_Part):
         return width * _CACHE_BYTES[self.cache_dtype]
 
 
+class FileInfo(_Part):
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    size: NonNegativeInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class EngineInfo(_Part):
     """One engine of the bundle; a limit of None means that the engine takes any size.
 
     ``prefill_chunk`` is the most tokens of a step of one row; of more rows it takes one each. A
     ``version_compatible`` engine brings the code that runs it. ``hardware_compatibility`` says on
     which GPUs one without ``compute_capabilities`` runs, relative to that of its build.
+    ``stripped_from`` is the whole engine, if ``file`` lacks the weights that the checkpoint has.
     """
 
     target: Target
@@ -115,6 +123,7 @@ class EngineInfo(_Part):
     compute_capabilities: tuple[str, ...] = ()
     hardware_compatibility: HardwareCompatibility | None = None
     version_compatible: bool = False
+    stripped_from: FileInfo | None = None
 
 
 class SpecialTokens(_Part):
@@ -123,13 +132,6 @@ class SpecialTokens(_Part):
     bos: NonNegativeInt | None = None
     eos: tuple[NonNegativeInt, ...] = ()
     pad: NonNegativeInt | None = None
-
-
-class FileInfo(_Part):
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
-
-    size: NonNegativeInt
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(_Part):

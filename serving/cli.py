@@ -8,6 +8,7 @@ from serving.commands.doctor import doctor
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
 from serving.commands.inspect import inspect
+from serving.commands.restore import restore
 
 
 @click.group(cls=CommandGroup)
@@ -16,5 +17,5 @@ def main() -> None:
     """Run and look at bundles that export-llm made; needs no PyTorch."""
 
 
-for command in (generate, chat, bench, inspect, doctor):
+for command in (generate, chat, bench, inspect, restore, doctor):
     main.add_command(command)

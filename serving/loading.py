@@ -133,6 +133,11 @@ def _choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
             f"The bundle's graph follows contract version {manifest.graph.contract_version}, this "
             f"export-llm runs version {CONTRACT_VERSION}: export the model again."
         )
+    if any(engine.stripped_from for engine in manifest.engines):
+        raise UserError(
+            f"The bundle {str(bundle.path)!r} comes without its weights: put them in with "
+            "serve-llm restore and the checkpoint that it was exported from."
+        )
     present = [engine.target for engine in manifest.engines]
     if target is not None and target not in present:
         raise UserError(

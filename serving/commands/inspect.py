@@ -53,6 +53,8 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
             *([f"prefill chunk {engine.prefill_chunk}"] if engine.prefill_chunk else []),
             *(f"compute capability {capability}" for capability in engine.compute_capabilities),
         ]
+        if engine.stripped_from is not None:
+            limits.append(f"without the weights of its {_size(engine.stripped_from.size)}")
         yield f"engine {engine.target}", f"{engine.runtime_version}, {', '.join(limits)}"
     tokens = manifest.tokens
     yield "special tokens", f"bos {tokens.bos}, eos {list(tokens.eos)}, pad {tokens.pad}"
