@@ -44,6 +44,13 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
     show_default=True,
     help="Most rows of a decode step of a TensorRT engine.",
 )
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs that each compute a part of every layer of a TensorRT engine.",
+)
 @quantization_options
 @pruning_options
 @quality_options
@@ -61,6 +68,7 @@ def main(
     targets: tuple[str, ...],
     max_length: int | None,
     batch: int,
+    tensor_parallel: int,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
@@ -98,6 +106,7 @@ def main(
             targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
             max_length=max_length,
             batch=batch,
+            tensor_parallel=tensor_parallel,
             revision=revision,
             trust_remote_code=trust_remote_code,
             force=force,

@@ -72,6 +72,7 @@ class Request:
     targets: tuple[Target, ...] = ("onnxruntime",)
     max_length: int | None = None
     batch: int = 1
+    tensor_parallel: int = 1
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -111,6 +112,7 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         targets=request.targets,
         max_length=request.max_length,
         batch=request.batch,
+        tensor_parallel=request.tensor_parallel,
         pruning=request.pruning,
         recipe=request.recipe,
     )

@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
-from engines.targets import refuse_for_targets
+from engines.targets import refuse_for_targets, refuse_ranks
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
 from exporter.lengths import longest_sequence
@@ -41,6 +41,8 @@ class Plan:
     targets: tuple[Target, ...]
     max_length: int
     batch: int
+    tensor_parallel: int
+    """Ranks that every TensorRT engine is split over."""
     pruning: Pruning
     recipe: Recipe
     packing: str | None
@@ -84,6 +86,7 @@ def make_plan(
     targets: tuple[Target, ...],
     max_length: int | None,
     batch: int,
+    tensor_parallel: int,
     pruning: Pruning,
     recipe: Recipe,
 ) -> Plan:
@@ -110,6 +113,8 @@ def make_plan(
         )
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
+    kv_heads = [layer.kv_heads for layer in cache if layer]
+    refuse_ranks(tensor_parallel, targets, kv_heads)
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
     stored = sum(p.numel() for p in parameters)
@@ -127,6 +132,7 @@ def make_plan(
         targets=targets,
         max_length=_limit(model, max_length),
         batch=batch,
+        tensor_parallel=tensor_parallel,
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,
@@ -135,7 +141,8 @@ def make_plan(
         engine_bytes=engine_bytes,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=_disk(weight_bytes, engine_bytes, len(targets), watched),
+        disk=_disk(weight_bytes, engine_bytes, len(targets), watched)
+        + len(targets) * (tensor_parallel - 1) * _vocabulary(model) * ELEMENT_BYTES[dtype],
     )
     _check_disk(bundle, plan.disk)
     return plan
@@ -191,6 +198,13 @@ def _disk(weight_bytes: int, engine_bytes: int, targets: int, watched: int) -> i
     """
     traced = weight_bytes if engine_bytes != weight_bytes else 0
     return max(engine_bytes * targets, watched) + traced + 20_000_000
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Numbers of the embedding and the LM head, which every rank has whole."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(module.weight): module.weight for module in modules if module is not None}
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

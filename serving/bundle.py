@@ -97,7 +97,11 @@ class GraphInfo(_Part):
 
 
 class EngineInfo(_Part):
-    """One engine of the bundle; a limit of None means that the engine takes any size."""
+    """One engine of the bundle; a limit of None means that the engine takes any size.
+
+    Of a tensor-parallel engine each of ``ranks`` processes runs a part, which is listed by itself
+    and has its share of the graph's KV heads.
+    """
 
     target: Target
     file: FileName
@@ -106,6 +110,8 @@ class EngineInfo(_Part):
     max_sequence: PositiveInt | None = None
     runtime_version: str
     compute_capabilities: tuple[str, ...] = ()
+    rank: NonNegativeInt = 0
+    ranks: PositiveInt = 1
 
 
 class SpecialTokens(_Part):
@@ -144,7 +150,15 @@ class Manifest(_Part):
         for engine in self.engines:
             if engine.file not in self.files:
                 raise ValueError(f"engine file {engine.file!r} is not listed under files")
+            if engine.ranks > 1 and self._parts(engine) != list(range(engine.ranks)):
+                raise ValueError(f"the ranks of the engine for {engine.target} are not complete")
         return self
+
+    def _parts(self, engine: EngineInfo) -> list[int]:
+        """The ranks that are listed of an engine."""
+        return sorted(
+            e.rank for e in self.engines if (e.target, e.ranks) == (engine.target, engine.ranks)
+        )
 
 
 class Bundle:
@@ -155,7 +169,7 @@ class Bundle:
         self.manifest = manifest
 
     def engine(self, target: Target) -> EngineInfo | None:
-        """Return the engine for ``target``, or None if the bundle has none."""
+        """Return the (first rank's) engine for ``target``, or None if the bundle has none."""
         return next((e for e in self.manifest.engines if e.target == target), None)
 
     def file(self, name: str) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from engines.tensorrt.callbacks import Progress, make_log, make_monitor, make_writer
+from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend, parse
@@ -42,9 +43,9 @@ class EngineFile:
     compute_capabilities: tuple[str, ...]
 
 
-def engine_file(target: Target) -> str:
-    """The name of a target's engine in a bundle."""
-    return f"model.{target}.engine"
+def engine_file(target: Target, rank: int | None = None) -> str:
+    """The name of a target's engine in a bundle, or of a rank's where there are several."""
+    return f"model.{target}.engine" if rank is None else f"model.{target}.rank{rank}.engine"
 
 
 def build(
@@ -54,12 +55,14 @@ def build(
     target: Target,
     max_length: int,
     batch: int,
+    rank: int | None = None,
     prefill_chunk: int = 512,
     progress: Progress | None = None,
 ) -> EngineFile:
     """Lower ``model`` in place and write its engine into ``directory``.
 
-    ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step.
+    ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step,
+    ``rank`` whose graph ``model`` is, of a tensor-parallel one.
     Graphs in float32, float16 and bfloat16 build, with symmetric Q/DQ of 4 and 8 bits. Raises
     UserError if the library is missing, a node is refused, the network isn't what the graph says
     or the build fails; no file is left then.
@@ -68,6 +71,7 @@ def build(
     lower(model, max_length)
     log = make_log(library)
     network = parse(model, target, library, log)
+    add_collectives(network, model)
     mend(network, model)
     verify(network, model)
     config = network.builder.create_builder_config()
@@ -77,7 +81,7 @@ def build(
     config.add_optimization_profile(step_profile(network, batch, 1))
     if progress is not None:
         config.progress_monitor = make_monitor(library, progress)
-    file = directory / engine_file(target)
+    file = directory / engine_file(target, rank)
     try:
         _serialize(network, config, file, target, log)
         verify_size(file, model)

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from engines.tensorrt.collectives import verify_collectives
 from engines.tensorrt.network import (
     Network,
     attention_nodes,
@@ -41,6 +42,7 @@ def verify(network: Network, model: ir.Model) -> None:
     _verify_attention(network, model, producers)
     _verify_caches(network, producers)
     verify_quantization(network, model, producers)
+    verify_collectives(network, model, producers)
 
 
 def _verify_interface(network: Network, model: ir.Model) -> None:

@@ -1,6 +1,5 @@
-"""Traced graphs of several architectures, each made once."""
+"""Traced graphs of several architectures, each made once a session."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +7,17 @@ import onnx_ir as ir
 import pytest
 
 from tests.engines.pruning.decoders import Traced, trace
+from tests.exports import once
 
 
 @pytest.fixture(scope="session")
 def traced(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Traced:
     """Return a function from an architecture to its standard graph, a new one each time."""
 
-    directory = tmp_path_factory.mktemp("traced")
+    def load(architecture: str) -> ir.Model:
+        name = f"decoders/{architecture}.onnx"
+        return ir.load(
+            once(tmp_path_factory, name, lambda file: trace(checkpoint(architecture), file))
+        )
 
-    @functools.cache
-    def file_of(architecture: str) -> Path:
-        file = directory / f"{architecture}.onnx"
-        trace(checkpoint(architecture), file)
-        return file
-
-    return lambda architecture: ir.load(file_of(architecture))
+    return load
