@@ -56,6 +56,8 @@ def verify_collectives(network: Network, model: ir.Model, producers: dict[str, A
         if layer is None or layer.type.name != "DIST_COLLECTIVE" or layer.name != name:
             raise VerificationError(f"{where} isn't what its readers get")
         if layer.num_ranks != ranks_of(node):
-            raise VerificationError(f"{where} is over {layer.num_ranks} ranks")
+            raise VerificationError(
+                f"{where} is over {layer.num_ranks} ranks, not {ranks_of(node)}"
+            )
         if (got := layer.get_input(0).name) != (asked := name_of(node.inputs[0])):
             raise VerificationError(f"{where} is of {got!r}, not {asked!r}")
