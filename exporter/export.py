@@ -15,6 +15,7 @@ import onnx_ir as ir
 from transformers import PreTrainedModel
 
 from engines.packing import checksums, commit, reserved
+from engines.passes.tensor_parallel import split_into_ranks
 from engines.pruning.plan import Pruning
 from engines.quality import QualityLimits
 from engines.quantization.recipe import Recipe
@@ -150,6 +151,7 @@ def _export_into(
     with clock.stage("Tracing"):
         traced = _trace(checkpoint, plan)
     try:
+        split_into_ranks(traced.model, plan.tensor_parallel)  # what can't be split is refused now
         before, compression, islands = [], None, None
         if plan.is_compressed and windows is not None:
             with clock.stage("Compressing"), TemporaryDirectory(dir=partial) as scratch:

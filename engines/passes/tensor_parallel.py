@@ -54,7 +54,9 @@ def _split(model: ir.Model, share: Share) -> ir.Model:
     try:
         _Splitter(model, share).split()
     except UnmatchedError as error:
-        raise ValueError(f"it can't be split over {share.ranks} ranks, {error}") from error
+        raise ValueError(
+            f"it can't be split over {share.ranks} ranks ({error}), so leave --tensor-parallel out"
+        ) from error
     return model
 
 

@@ -167,7 +167,7 @@ def test_joined_logits_are_those_of_all_ranks(rank: int, standard: Standard) -> 
     ],
 )
 def test_refusals(architecture: str, ranks: int, reason: str, standard: Standard) -> None:
-    with pytest.raises(ValueError, match=f"can't be split over {ranks} ranks, .*{reason}"):
+    with pytest.raises(ValueError, match=rf"can't be split over {ranks} ranks \(.*{reason}"):
         split_into_ranks(standard(architecture), ranks)
 
 
