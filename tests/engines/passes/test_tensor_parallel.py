@@ -118,17 +118,19 @@ def test_a_missing_part_is_seen(
 def test_a_bias_added_on_every_rank_is_seen(
     standard: Standard, checkpoint: Callable[[str], Path]
 ) -> None:
-    ranks = split_into_ranks(standard("gpt2"), 2)
-    for model in ranks:
-        node = list(all_reduces(model))[-1]
+    ranks, model = split_into_ranks(standard("gpt2"), 2), load(checkpoint("gpt2"))
+    for graph in ranks:
+        node = list(all_reduces(graph))[-1]
         (add,) = (use.node for use in node.outputs[0].uses())
         assert add.op_type == "Add"
         add.outputs[0].replace_all_uses_with(node.outputs[0])
         add.replace_input_with(add.inputs.index(node.outputs[0]), node.inputs[0])
         node.replace_input_with(0, add.outputs[0])
-        model.graph.sort()
+        graph.graph.sort()
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        assert_equal(ranks, reference(load(checkpoint("gpt2"))))
+        assert_equal(ranks, reference(model))
+    model.transformer.h[-1].mlp.c_proj.bias.data *= 2
+    assert_equal(ranks, reference(model))
 
 
 def test_joined_ranks_are_the_model(
