@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from engines.linears import Linear, find_linears
 from engines.passes.all_reduce import sum_over_ranks
 from engines.pruning import axes
 from engines.pruning.axes import Cut, IndivisibleError, UnmatchedError
@@ -65,7 +64,7 @@ class _Splitter:
 
     def __init__(self, model: ir.Model, share: Share) -> None:
         self.model, self.share = model, share
-        self.linears = {linear.matmul: linear for linear in find_linears(model)}
+        self.products = [node for node in model.graph if _multiplies_with_weight(node)]
         self.done: set[ir.Node] = set()
 
     def split(self) -> None:
@@ -79,8 +78,8 @@ class _Splitter:
             self._apply(self._heads(node))
         refusals = {
             node: refusal
-            for node, linear in self.linears.items()
-            if node not in self.done and (refusal := self._split_channels(linear))
+            for node in self.products
+            if node not in self.done and (refusal := self._split_channels(node))
         }
         self._check_all_are_split(refusals)
 
@@ -91,14 +90,15 @@ class _Splitter:
         kept = self.share.of(heads, f"heads of {attention.name}")
         return Slicing(attention.outputs[0], Cut(_HEADS, kept))
 
-    def _split_channels(self, linear: Linear) -> UnmatchedError | None:
+    def _split_channels(self, product: ir.Node) -> UnmatchedError | None:
         """Split the channels that a linear layer reads, if linear layers alone make them."""
         try:
-            count = axes.size(linear.source, _CHANNELS)
-            kept = self.share.of(count, f"channels that {linear.name} reads")
-            slicing = Slicing(linear.source, Cut(_CHANNELS, kept))
+            source = product.inputs[0]
+            assert source is not None
+            kept = self.share.of(axes.size(source, _CHANNELS), f"inputs of {product.name}")
+            slicing = Slicing(source, Cut(_CHANNELS, kept))
             if slicing.attentions or not slicing.writers:
-                raise UnmatchedError(f"{linear.name} doesn't read an MLP's channels")
+                raise UnmatchedError(f"{product.name} doesn't read an MLP's channels")
         except UnmatchedError as error:
             return error
         self._apply(slicing)
@@ -118,7 +118,7 @@ class _Splitter:
     def _check_all_are_split(self, refusals: dict[ir.Node, UnmatchedError]) -> None:
         """Every linear layer is split, but for what makes the logits."""
         logits = next(value for value in self.model.graph.outputs if value.name == LOGITS)
-        whole = {*self.done, *last_linears(logits, self.linears)}
+        whole = {*self.done, *last_linears(logits, self.products)}
         left = [node for node in refusals if node not in whole]
         if left:
             # A count that doesn't divide is in the way; others reading the same never were.
@@ -126,4 +126,9 @@ class _Splitter:
                 (refusals[node] for node in left),
                 key=lambda reason: not isinstance(reason, IndivisibleError),
             )
-            raise UnmatchedError(f"{self.linears[left[0]].name} isn't split: {reasons[0]}")
+            raise UnmatchedError(f"{left[0].name} isn't split: {reasons[0]}")
+
+
+def _multiplies_with_weight(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    return weight is not None and axes.is_weight(weight)

@@ -54,9 +54,9 @@ def has_axis(value: ir.Value, axis: int) -> bool:
 
 
 def is_weight(value: ir.Value) -> bool:
-    """Whether a value is an initialiser of two dimensions, one's Transpose, or dequantised."""
+    """Whether a value is an initialiser of two dimensions, turned, cast or dequantised too."""
     producer = value.producer()
-    if producer is not None and producer.op_type in ("Transpose", "DequantizeLinear"):
+    if producer is not None and producer.op_type in ("Cast", "DequantizeLinear", "Transpose"):
         source = producer.inputs[0]
         return source is not None and is_weight(source)
     return value.is_initializer() and value.shape is not None and len(value.shape) == 2

@@ -102,6 +102,20 @@ def test_integer_weights(
     assert_equal(ranks, reference(model))
 
 
+def test_weights_that_are_cast(standard: Standard, checkpoint: Callable[[str], Path]) -> None:
+    """As where float16 leaves its range and some products are computed in float32."""
+    whole = standard("llama")
+    for linear in list(find_linears(whole)):
+        weight = linear.matmul.inputs[1]
+        cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"{linear.name}/Cast")
+        cast.outputs[0].shape, cast.outputs[0].type = weight.shape, weight.type
+        whole.graph.insert_before(linear.matmul, [cast])
+        linear.matmul.replace_input_with(1, cast.outputs[0])
+    ranks = split_into_ranks(whole, 2)
+    assert_equal(ranks, reference(load(checkpoint("llama"))))
+    assert [len(list(all_reduces(model))) for model in ranks] == [4, 4]
+
+
 def only_the_first(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0]
 
