@@ -23,6 +23,27 @@ def refuse_for_targets(recipe: Recipe, targets: Sequence[Target]) -> None:
             _refuse_group_sizes(recipe)
 
 
+def refuse_ranks(ranks: int, targets: Sequence[Target], kv_heads: Sequence[int]) -> None:
+    """Raise UserError where engines can't be split over so many ranks.
+
+    ``kv_heads`` are those of each layer. A model whose KV heads divide has query heads that do.
+    """
+    if ranks == 1:
+        return
+    if "onnxruntime" in targets:
+        raise UserError(
+            f"--tensor-parallel {ranks} isn't possible for onnxruntime, whose engine is one "
+            "process on all cores of the CPU: use --target tensorrt-rtx or tensorrt, or leave it "
+            "out."
+        )
+    for count in kv_heads:
+        if count % ranks:
+            raise UserError(
+                f"--tensor-parallel {ranks} isn't possible, as each rank gets whole KV heads and "
+                f"this model has {count} in a layer: give a number that divides {count}."
+            )
+
+
 def _refuse_group_sizes(recipe: Recipe) -> None:
     if recipe.bits is not None and recipe.bits < 8:
         size = recipe.scheme(4).group_size

@@ -1,6 +1,7 @@
 """Building engines from the standard graph, and what the gates have to run for them."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import onnx_ir as ir
 
 from engines import onnxruntime as onnxruntime_target
 from engines.linears import find_linears
+from engines.passes.joined_ranks import join_ranks
 from engines.passes.sizes import static_size
+from engines.passes.tensor_parallel import split_into_ranks
 from engines.standard import optimize
 from engines.tensorrt.callbacks import Progress, show_nothing
 from exporter.gate import Subject, capacity_of
@@ -66,32 +69,13 @@ def build_engines(
     subjects: list[Subject] = []
     tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
     if tensorrt:
-        subjects.append(_write_check_graph(model.clone(), partial / "check", graph, plan, tensorrt))
-    for target in tensorrt:
-        from engines.tensorrt.builder import PREFILL_CHUNK, build
-
-        built = build(
-            model.clone(),
-            partial,
-            target=target,
-            max_length=plan.max_length,
-            batch=plan.batch,
-            prefill_chunk=plan.prefill_chunk or PREFILL_CHUNK,
-            options=plan.build_options,
-            progress=progress,
-        )
-        engines.append(
-            EngineInfo(
-                target=target,
-                file=built.name,
-                weight_bytes=plan.engine_bytes,
-                max_batch=plan.batch,
-                max_sequence=plan.max_length,
-                prefill_chunk=built.prefill_chunk,
-                runtime_version=built.runtime_version,
-                **asdict(built.portability),
-            )
-        )
+        ranks = split_into_ranks(model, plan.tensor_parallel)
+        subjects.append(_write_check_graph(ranks, partial / "check", graph, plan, tensorrt))
+        engines += [
+            _build_tensorrt(ranks, rank, target, partial, plan, progress)
+            for target in tensorrt
+            for rank in range(len(ranks))
+        ]
     if "onnxruntime" in plan.targets:
         exact = _write_exact(model, partial / "exact") if graph.is_quantized else None
         onnxruntime_target.lower(model)
@@ -109,14 +93,66 @@ def build_engines(
     return engines, subjects
 
 
+def _build_tensorrt(
+    ranks: Sequence[ir.Model],
+    rank: int,
+    target: Target,
+    partial: Path,
+    plan: Plan,
+    progress: Progress,
+) -> EngineInfo:
+    """Build the engine of one rank, which may be the only one."""
+    from engines.tensorrt.builder import PREFILL_CHUNK, build
+
+    is_only = len(ranks) == 1
+    built = build(
+        ranks[rank].clone(),
+        partial,
+        target=target,
+        max_length=plan.max_length,
+        batch=plan.batch,
+        rank=None if is_only else rank,
+        prefill_chunk=plan.prefill_chunk or PREFILL_CHUNK,
+        options=plan.build_options,
+        progress=progress,
+    )
+    return EngineInfo(
+        target=target,
+        file=built.name,
+        weight_bytes=plan.engine_bytes if is_only else _weight_bytes(ranks[rank]),
+        max_batch=plan.batch,
+        max_sequence=plan.max_length,
+        prefill_chunk=built.prefill_chunk,
+        runtime_version=built.runtime_version,
+        **asdict(built.portability),
+        rank=rank,
+        ranks=len(ranks),
+    )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def _write_check_graph(
-    model: ir.Model, directory: Path, graph: GraphInfo, plan: Plan, targets: tuple[Target, ...]
+    ranks: Sequence[ir.Model],
+    directory: Path,
+    graph: GraphInfo,
+    plan: Plan,
+    targets: tuple[Target, ...],
 ) -> Subject:
-    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
+    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run.
+
+    That of several ranks is one graph, in which they run in lock-step.
+    """
     from engines.passes.widened_floats import widen_floats
     from engines.tensorrt.lowering import lower
 
-    lower(model, capacity_of(plan))
+    lowered = [model.clone() for model in ranks]
+    for model in lowered:
+        lower(model, capacity_of(plan))
+    model = join_ranks(lowered)
     if plan.dtype == "bfloat16":
         widen_floats(model, ir.DataType.BFLOAT16)
         graph = graph.model_copy(update={"dtype": "float32"})

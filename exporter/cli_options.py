@@ -53,6 +53,13 @@ def engine_options(command: Command) -> Command:
             is_flag=True,
             help="Leave out of a TensorRT engine the weights that serve-llm restore puts back.",
         ),
+        click.option(
+            "--tensor-parallel",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="GPUs that each compute a part of every layer of a TensorRT engine.",
+        ),
     )
     return add_options(command, options)
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from transformers import PreTrainedModel
 
 from engines.packing import checksums, commit, reserved
+from engines.passes.tensor_parallel import split_into_ranks
 from engines.pruning.plan import Pruning
 from engines.quality import QualityLimits
 from engines.quantization.recipe import Recipe
@@ -80,6 +81,7 @@ class Request:
     prefill_chunk: int | None = None
     build_options: BuildOptions = field(default_factory=BuildOptions)
     strip_weights: bool = False
+    tensor_parallel: int = 1
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -121,6 +123,7 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         batch=request.batch,
         prefill_chunk=request.prefill_chunk,
         build_options=request.build_options,
+        tensor_parallel=request.tensor_parallel,
         pruning=request.pruning,
         recipe=request.recipe,
     )
@@ -160,6 +163,7 @@ def _export_into(
     with clock.stage("Tracing"):
         traced = _trace(checkpoint, plan)
     try:
+        split_into_ranks(traced.model, plan.tensor_parallel)  # what can't be split is refused now
         before, compression, islands = [], None, None
         if plan.is_compressed and windows is not None:
             with clock.stage("Compressing"), TemporaryDirectory(dir=partial) as scratch:

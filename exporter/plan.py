@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
-from engines.targets import refuse_for_targets
+from engines.targets import refuse_for_targets, refuse_ranks
 from engines.tensorrt.options import BuildOptions, refuse_options
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
@@ -46,6 +46,8 @@ class Plan:
     prefill_chunk: int | None
     """Most tokens of a prompt in a step of a TensorRT engine; None leaves it to the builder."""
     build_options: BuildOptions
+    tensor_parallel: int
+    """Ranks that every TensorRT engine is split over."""
     pruning: Pruning
     recipe: Recipe
     packing: str | None
@@ -91,6 +93,7 @@ def make_plan(
     batch: int,
     prefill_chunk: int | None = None,
     build_options: BuildOptions = _DEFAULTS,
+    tensor_parallel: int = 1,
     pruning: Pruning,
     recipe: Recipe,
 ) -> Plan:
@@ -121,6 +124,8 @@ def make_plan(
         build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
     )
     cache = tuple(probe_layers(checkpoint, model))
+    kv_heads = [layer.kv_heads for layer in cache if layer]
+    refuse_ranks(tensor_parallel, targets, kv_heads)
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
     stored = sum(p.numel() for p in parameters)
@@ -140,6 +145,7 @@ def make_plan(
         batch=batch,
         prefill_chunk=prefill_chunk,
         build_options=replace(build_options, sparse_weights=pruning.two_of_four),
+        tensor_parallel=tensor_parallel,
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,
@@ -148,7 +154,8 @@ def make_plan(
         engine_bytes=engine_bytes,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=_disk(weight_bytes, engine_bytes, len(targets), watched),
+        disk=_disk(weight_bytes, engine_bytes, len(targets), watched)
+        + len(targets) * (tensor_parallel - 1) * _vocabulary(model) * ELEMENT_BYTES[dtype],
     )
     _check_disk(bundle, plan.disk)
     return plan
@@ -204,6 +211,13 @@ def _disk(weight_bytes: int, engine_bytes: int, targets: int, watched: int) -> i
     """
     traced = weight_bytes if engine_bytes != weight_bytes else 0
     return max(engine_bytes * targets, watched) + traced + 20_000_000
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Numbers of the embedding and the LM head, which every rank has whole."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(module.weight): module.weight for module in modules if module is not None}
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

@@ -83,10 +83,11 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     table = Table(title=f"Plan for {plan.model}", show_header=False)
     size = f"{plan.parameters:,} parameters, {len(plan.layers)} layers"
+    ranks = f" over {plan.tensor_parallel} ranks" if plan.tensor_parallel > 1 else ""
     rows = {
         "architecture": f"{plan.architecture}, {size}",
         "precision": plan.dtype,
-        "targets": ", ".join(plan.targets),
+        "targets": ", ".join(plan.targets) + ranks,
         "most tokens": f"{plan.max_length:,}",
         "weights": megabytes(plan.weight_bytes),
         "cache a token": f"{plan.kv_bytes_per_token / 1e3:,.1f} kB",

@@ -66,7 +66,7 @@ class Report:
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {e.target} | {e.file} | {e.weight_bytes:,} bytes | {e.max_batch or 'any'} | "
+            f"| {_engine_name(e)} | {e.file} | {e.weight_bytes:,} bytes | {e.max_batch or 'any'} | "
             f"{e.max_sequence or 'any'} | {e.runtime_version} |"
             for e in self.engines
         ]
@@ -91,6 +91,11 @@ class Report:
         lines += ["", "## Time", "", "| stage | seconds |", "| --- | --- |"]
         lines += [f"| {stage} | {value:.1f} |" for stage, value in self.seconds.items()]
         return lines
+
+
+def _engine_name(engine: EngineInfo) -> str:
+    part = f", rank {engine.rank} of {engine.ranks}" if engine.ranks > 1 else ""
+    return f"{engine.target}{part}"
 
 
 def _parity_lines(parity: ParityReport) -> list[str]:

@@ -111,6 +111,8 @@ class EngineInfo(_Part):
     ``version_compatible`` engine brings the code that runs it. ``hardware_compatibility`` says on
     which GPUs one without ``compute_capabilities`` runs, relative to that of its build.
     ``stripped_from`` is the whole engine, if ``file`` lacks the weights that the checkpoint has.
+    Of a tensor-parallel engine each of ``ranks`` processes runs a part, which is listed by itself
+    and has its share of the graph's KV heads.
     """
 
     target: Target
@@ -124,6 +126,8 @@ class EngineInfo(_Part):
     hardware_compatibility: HardwareCompatibility | None = None
     version_compatible: bool = False
     stripped_from: FileInfo | None = None
+    rank: NonNegativeInt = 0
+    ranks: PositiveInt = 1
 
 
 class SpecialTokens(_Part):
@@ -155,7 +159,15 @@ class Manifest(_Part):
         for engine in self.engines:
             if engine.file not in self.files:
                 raise ValueError(f"engine file {engine.file!r} is not listed under files")
+            if engine.ranks > 1 and self._parts(engine) != list(range(engine.ranks)):
+                raise ValueError(f"the ranks of the engine for {engine.target} are not complete")
         return self
+
+    def _parts(self, engine: EngineInfo) -> list[int]:
+        """The ranks that are listed of an engine."""
+        return sorted(
+            e.rank for e in self.engines if (e.target, e.ranks) == (engine.target, engine.ranks)
+        )
 
 
 class Bundle:
@@ -166,7 +178,7 @@ class Bundle:
         self.manifest = manifest
 
     def engine(self, target: Target) -> EngineInfo | None:
-        """Return the engine for ``target``, or None if the bundle has none."""
+        """Return the (first rank's) engine for ``target``, or None if the bundle has none."""
         return next((e for e in self.manifest.engines if e.target == target), None)
 
     def file(self, name: str) -> Path | None:

@@ -144,6 +144,13 @@ def _choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
             f"The bundle has no engine for {target}, only for {', '.join(present) or 'nothing'}: "
             f"export it with --target {target}."
         )
+    asked = bundle.engine(target) if target is not None else next(iter(manifest.engines), None)
+    if asked is not None and asked.ranks > 1:
+        raise UserError(
+            f"The bundle's engine for {asked.target} is split over {asked.ranks} GPUs, with a "
+            "process for each that comes with a later release: export the model without "
+            "--tensor-parallel."
+        )
     engine = bundle.engine("onnxruntime")
     if engine is None or target not in (None, "onnxruntime"):
         raise UserError(

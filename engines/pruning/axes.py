@@ -12,7 +12,11 @@ import onnx_ir as ir
 
 
 class UnmatchedError(Exception):
-    """The graph isn't of a form that can be pruned; says which value or node is in the way."""
+    """The graph isn't of a form that can be cut so; says which value or node is in the way."""
+
+
+class IndivisibleError(UnmatchedError):
+    """The form is right, but a count doesn't divide."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ def has_axis(value: ir.Value, axis: int) -> bool:
 
 
 def is_weight(value: ir.Value) -> bool:
-    """Whether a value is an initialiser of two dimensions, or one's Transpose."""
+    """Whether a value is an initialiser of two dimensions, turned, cast or dequantised too."""
     producer = value.producer()
-    if producer is not None and producer.op_type == "Transpose":
+    if producer is not None and producer.op_type in ("Cast", "DequantizeLinear", "Transpose"):
         source = producer.inputs[0]
         return source is not None and is_weight(source)
     return value.is_initializer() and value.shape is not None and len(value.shape) == 2
@@ -96,6 +100,26 @@ def kept_groups(attention: ir.Node, heads: Sequence[int]) -> tuple[int, ...] | N
     return None if len(kept) == groups else kept
 
 
+def of_scales(node: ir.Node, cut: Cut) -> Cut | None:
+    """The cut of a Q/DQ node's scales and zero points from that of its operand; None for none.
+
+    Raises IndivisibleError where part of a group would be kept.
+    """
+    operand, scales = node.inputs[:2]
+    axis = from_the_end(node.attributes.get_int("axis", 1), operand)
+    if rank(scales) < 2:
+        return Cut(-1, cut.kept) if rank(scales) == 1 and axis == cut.axis else None
+    if axis != cut.axis:
+        return cut
+    group = node.attributes.get_int("block_size", 0)
+    kept = tuple(sorted({index // group for index in cut.kept}))
+    if len(kept) * group != len(cut.kept):
+        raise IndivisibleError(
+            f"{node.name} has groups of {group}, and {len(cut.kept)} inputs aren't whole groups"
+        )
+    return Cut(cut.axis, kept)
+
+
 def behind(node: ir.Node, cut: Cut) -> Cut:
     """The cut of the result of an operator that moves axes about, from its source's."""
     source, result = node.inputs[0], node.outputs[0]
@@ -104,7 +128,7 @@ def behind(node: ir.Node, cut: Cut) -> Cut:
         return _regrouped(source, cut, result)
     places, place = _places(node), rank(source) + cut.axis
     if place not in places:
-        raise UnmatchedError(f"{node.name} drops the axis that would be pruned")
+        raise UnmatchedError(f"{node.name} drops the axis that would be cut")
     return Cut(places.index(place) - len(places), cut.kept)
 
 
@@ -116,7 +140,7 @@ def before(node: ir.Node, cut: Cut) -> Cut:
         return _regrouped(result, cut, source)
     place = _places(node)[cut.axis]
     if place is None:
-        raise UnmatchedError(f"{node.name} makes the axis that would be pruned")
+        raise UnmatchedError(f"{node.name} makes the axis that would be cut")
     return Cut(place - rank(source), cut.kept)
 
 
@@ -159,7 +183,7 @@ def _regrouped(source: ir.Value, cut: Cut, result: ir.Value) -> Cut:
         kept = np.flatnonzero(keeps.any(axis=others))
         if len(kept) < length and keeps.sum() * length == keeps.size * len(kept):
             return Cut(axis - len(other) - ends[1], tuple(kept.tolist()))
-    raise UnmatchedError(f"{result.name} has what would be pruned in several axes")
+    raise UnmatchedError(f"{result.name} has what would be cut in several axes")
 
 
 def _group(

@@ -54,7 +54,7 @@ class Slicing:
     def _cut(self, value: ir.Value, cut: Cut) -> None:
         if value in self.cuts:
             if self.cuts[value] != cut:
-                raise UnmatchedError(f"{value.name} would be pruned in two ways")
+                raise UnmatchedError(f"{value.name} would be cut in two ways")
             return
         self.cuts[value] = cut
         is_outside = value.is_graph_input() or value.is_graph_output()
@@ -72,7 +72,7 @@ class Slicing:
         if not value.is_initializer():
             self._cut(value, cut)
         elif self.constants.setdefault((node, index), cut) != cut:
-            raise UnmatchedError(f"{value.name} would be pruned in two ways")
+            raise UnmatchedError(f"{value.name} would be cut in two ways")
 
     def _of(self, value: ir.Value | None) -> Cut | None:
         return self.cuts.get(value) if value is not None else None
@@ -102,7 +102,7 @@ class Slicing:
         if cut is None:
             return
         if cut.axis in [axes.from_the_end(axis, node.inputs[inputs[0]]) for axis in barred]:
-            raise UnmatchedError(f"{node.name} ({node.op_type}) mixes what would be pruned")
+            raise UnmatchedError(f"{node.name} ({node.op_type}) mixes what would be cut")
         for index in inputs:
             self._cut_input(node, index, cut)
         for output in node.outputs:
@@ -123,6 +123,17 @@ class Slicing:
     def _concat(self, node: ir.Node) -> None:
         self._alongside(node, range(len(node.inputs)), [node.attributes.get_int("axis", 0)])
 
+    def _quantized(self, node: ir.Node) -> None:
+        """QuantizeLinear or DequantizeLinear: what it scales, and the scales."""
+        cut = self._any(node, [0])
+        assert cut is not None
+        self._cut_input(node, 0, cut)
+        self._cut(node.outputs[0], cut)
+        scales = axes.of_scales(node, cut)
+        if scales is not None:
+            for index in range(1, len(node.inputs)):
+                self._cut_input(node, index, scales)
+
     def _rotary(self, node: ir.Node) -> None:
         self._alongside(node, [0], [-1, -2])
 
@@ -135,7 +146,7 @@ class Slicing:
             if cut is None:
                 continue
             if cut.axis != -1:
-                raise UnmatchedError(f"{node.name} keeps the axis that would be pruned")
+                raise UnmatchedError(f"{node.name} keeps the axis that would be cut")
             self._cut_input(node, 1, Cut(axis, cut.kept))
             if node not in nodes:
                 nodes.append(node)
@@ -217,6 +228,7 @@ _GROUPS: dict[Callable[[Slicing, ir.Node], None], list[str]] = {
     Slicing._attention: ["Attention"],
     Slicing._concat: ["Concat"],
     Slicing._matmul: ["MatMul"],
+    Slicing._quantized: ["DequantizeLinear", "QuantizeLinear"],
     Slicing._rotary: ["RotaryEmbedding"],
     Slicing._scatter: ["TensorScatter"],
     Slicing._shape: ["Shape"],

@@ -17,6 +17,7 @@ from engines.tensorrt.callbacks import (
     make_writer,
     show_nothing,
 )
+from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.interruption import run_interruptibly
 from engines.tensorrt.library import load_library
@@ -44,9 +45,9 @@ class EngineFile:
     prefill_chunk: int
 
 
-def engine_file(target: Target) -> str:
-    """The name of a target's engine in a bundle."""
-    return f"model.{target}.engine"
+def engine_file(target: Target, rank: int | None = None) -> str:
+    """The name of a target's engine in a bundle, or of a rank's where there are several."""
+    return f"model.{target}.engine" if rank is None else f"model.{target}.rank{rank}.engine"
 
 
 def build(
@@ -56,6 +57,7 @@ def build(
     target: Target,
     max_length: int,
     batch: int,
+    rank: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     options: BuildOptions = DEFAULTS,
     progress: Progress = show_nothing,
@@ -63,7 +65,8 @@ def build(
     """Lower ``model`` in place and write its engine into ``directory``, with a summary beside it.
 
     ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step and
-    ``prefill_chunk`` the most tokens of a prompt in a step. Graphs in float32, float16 and
+    ``prefill_chunk`` the most tokens of a prompt in a step. ``rank`` says whose graph ``model``
+    is, of a tensor-parallel one. Graphs in float32, float16 and
     bfloat16 build, with symmetric Q/DQ of 4 and 8 bits. Raises UserError if the library is missing,
     a node is refused, the network isn't what the graph says or the build fails; no file is left
     then, nor after Ctrl-C, which raises KeyboardInterrupt at once.
@@ -73,6 +76,7 @@ def build(
     log = make_log(library)
     log.clear()
     network = parse(model, target, library, log)
+    add_collectives(network, model)
     mend(network, model)
     verify(network, model)
     prefill_chunk = min(prefill_chunk, max_length)
@@ -84,7 +88,7 @@ def build(
         verify_profile(network, profile, steps)
         config.add_optimization_profile(profile)
         profiles.append((steps, profile))
-    file = directory / engine_file(target)
+    file = directory / engine_file(target, rank)
     try:
         _serialize(network, config, file, target, log, progress)
         verify_size(file, model)

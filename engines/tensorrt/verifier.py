@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from engines.tensorrt.collectives import verify_collectives
 from engines.tensorrt.lengths import verify_lengths
 from engines.tensorrt.network import (
     Network,
@@ -48,6 +49,7 @@ def verify(network: Network, model: ir.Model) -> None:
     _verify_caches(network, producers)
     verify_precision(network, model, producers)
     verify_quantization(network, model, producers)
+    verify_collectives(network, model, producers)
 
 
 def _verify_warnings(network: Network) -> None:

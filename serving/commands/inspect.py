@@ -48,6 +48,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     yield "KV cache", f"{_size(graph.kv_bytes_per_token)} a token"
     for engine in manifest.engines:
         limits = [
+            *([f"rank {engine.rank} of {engine.ranks}"] if engine.ranks > 1 else []),
             f"batch up to {engine.max_batch}" if engine.max_batch else "any batch",
             f"{engine.max_sequence:,} tokens" if engine.max_sequence else "any capacity",
             *([f"prefill chunk {engine.prefill_chunk}"] if engine.prefill_chunk else []),

@@ -1,4 +1,4 @@
-"""Standard graphs of tiny decoders, traced once a session."""
+"""Graphs of tiny decoders, each traced once a session."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from engines.standard import optimize
+from tests.engines.pruning.decoders import Traced, trace
 from tests.engines.quantization.decoders import standard_graph
 from tests.exports import once
 
@@ -28,5 +29,18 @@ def decoder(
         if merged:
             optimize(model)
         return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Traced:
+    """Return a function from an architecture to its standard graph, a new one each time."""
+
+    def load(architecture: str) -> ir.Model:
+        name = f"decoders/{architecture}.onnx"
+        return ir.load(
+            once(tmp_path_factory, name, lambda file: trace(checkpoint(architecture), file))
+        )
 
     return load

@@ -11,6 +11,12 @@ from serving.bundle import Manifest, file_info, open_bundle
 from serving.errors import UserError
 
 
+def rank(number: int) -> dict[str, Any]:
+    """One of the two engines of a tensor-parallel one."""
+    limits = {"file": "model.onnx", "weight_bytes": 40, "runtime_version": "11", "ranks": 2}
+    return {"target": "tensorrt", "rank": number} | limits
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
@@ -74,6 +80,13 @@ def test_a_sound_bundle_opens(bundle: Path) -> None:
     assert opened.manifest.graph.kv_bytes_per_token == 32
 
 
+def test_the_ranks_of_an_engine(bundle: Path) -> None:
+    write_manifest(bundle, engines=[rank(0), rank(1)])
+    opened = open_bundle(bundle)
+    assert [(engine.rank, engine.ranks) for engine in opened.manifest.engines] == [(0, 2), (1, 2)]
+    assert opened.engine("tensorrt") == opened.manifest.engines[0]
+
+
 def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
     first = open_bundle(bundle).manifest
     assert Manifest.model_validate_json(first.model_dump_json()) == first
@@ -107,6 +120,8 @@ def test_newer_version_whatever_else_is_in_it(bundle: Path) -> None:
         ({"parity": {}}, "parity has no status"),
         ({"engines": [{"target": "other"}]}, "engines.0.target"),
         ({"files": {}}, "not listed under files"),
+        ({"engines": [rank(0), rank(0)]}, "the ranks of the engine for tensorrt are not complete"),
+        ({"engines": [rank(0), rank(1) | {"ranks": 3}]}, "are not complete"),
     ],
 )
 def test_invalid_manifest_names_the_field(
