@@ -96,8 +96,20 @@ class GraphInfo(_Part):
         return width * _CACHE_BYTES[self.cache_dtype]
 
 
+class StageInfo(_Part):
+    """One stage of a pipeline: an engine of ``layers`` layers from number ``first_layer`` on."""
+
+    file: FileName
+    first_layer: NonNegativeInt
+    layers: PositiveInt
+    weight_bytes: NonNegativeInt
+
+
 class EngineInfo(_Part):
-    """One engine of the bundle; a limit of None means that the engine takes any size."""
+    """One engine of the bundle; a limit of None means that the engine takes any size.
+
+    Where it is split into ``stages``, ``file`` is the first one's.
+    """
 
     target: Target
     file: FileName
@@ -106,6 +118,13 @@ class EngineInfo(_Part):
     max_sequence: PositiveInt | None = None
     runtime_version: str
     compute_capabilities: tuple[str, ...] = ()
+    stages: tuple[StageInfo, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[FileName, int], ...]:
+        """File and bytes of the weights of each stage, or of the whole."""
+        stages = tuple((stage.file, stage.weight_bytes) for stage in self.stages)
+        return stages or ((self.file, self.weight_bytes),)
 
 
 class SpecialTokens(_Part):
@@ -142,8 +161,16 @@ class Manifest(_Part):
         if "status" not in self.parity:
             raise ValueError("parity has no status")
         for engine in self.engines:
-            if engine.file not in self.files:
-                raise ValueError(f"engine file {engine.file!r} is not listed under files")
+            for file, _ in engine.parts:
+                if file not in self.files:
+                    raise ValueError(f"engine file {file!r} is not listed under files")
+            layer = 0
+            for stage in engine.stages:
+                if stage.first_layer != layer:
+                    raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
+                layer += stage.layers
+            if engine.stages and layer != len(self.graph.layers):
+                raise ValueError(f"its stages have {layer} layers")
         return self
 
 
