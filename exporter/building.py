@@ -49,9 +49,12 @@ def _is_dequantized(value: ir.Value) -> bool:
 
 
 def build_engines(
-    model: ir.Model, partial: Path, graph: GraphInfo, plan: Plan
+    model: ir.Model, partial: Path, graph: GraphInfo, plan: Plan, *, writes_exact: bool = True
 ) -> tuple[list[EngineInfo], list[Subject]]:
-    """Build every target's engine into ``partial``, and say what the gate has to run for them."""
+    """Build every target's engine into ``partial``, and say what the gate has to run for them.
+
+    Without ``writes_exact`` the caller keeps the standard graph of a quantised model itself.
+    """
     engines: list[EngineInfo] = []
     subjects: list[Subject] = []
     tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
@@ -75,7 +78,8 @@ def build_engines(
             )
         )
     if "onnxruntime" in plan.targets:
-        exact = _write_exact(model, partial / "exact") if graph.is_quantized else None
+        needs_exact = graph.is_quantized and writes_exact
+        exact = write_exact(model, partial / "exact") if needs_exact else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
         engines.insert(
@@ -118,7 +122,7 @@ def write_uncompressed(model: ir.Model, directory: Path, plan: Plan) -> Subject:
     return Subject(directory, graph, ())
 
 
-def _write_exact(model: ir.Model, directory: Path) -> Path:
+def write_exact(model: ir.Model, directory: Path) -> Path:
     """Write the standard Q/DQ graph, which says what the lowered one has to compute."""
     directory.mkdir()
     onnxruntime_target.write(model.clone(), directory)

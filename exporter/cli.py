@@ -44,6 +44,13 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
     show_default=True,
     help="Most rows of a decode step of a TensorRT engine.",
 )
+@click.option(
+    "--stages",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Engines that share the layers and run one after the other.",
+)
 @quantization_options
 @pruning_options
 @quality_options
@@ -61,6 +68,7 @@ def main(
     targets: tuple[str, ...],
     max_length: int | None,
     batch: int,
+    stages: int,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
@@ -98,6 +106,7 @@ def main(
             targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
             max_length=max_length,
             batch=batch,
+            stages=stages,
             revision=revision,
             trust_remote_code=trust_remote_code,
             force=force,
@@ -116,8 +125,8 @@ def main(
         if dry_run:
             print_plan(plan_export(request)[1], as_json=as_json)
             return
-        with StageDisplay() as stages:
-            export(request, stages)
+        with StageDisplay() as display:
+            export(request, display)
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"export-llm needs {error.name}: pip install 'export-llm[export]'."

@@ -30,6 +30,7 @@ from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.quality_gate import measure_quality, refuse_breach
 from exporter.quality_report import QualityReport
 from exporter.report import Report
+from exporter.staging import build_stages
 from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
 from exporter.unrolling import trace_unrolled
@@ -72,6 +73,7 @@ class Request:
     targets: tuple[Target, ...] = ("onnxruntime",)
     max_length: int | None = None
     batch: int = 1
+    stages: int = 1
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -111,6 +113,7 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         targets=request.targets,
         max_length=request.max_length,
         batch=request.batch,
+        stages=request.stages,
         pruning=request.pruning,
         recipe=request.recipe,
     )
@@ -164,7 +167,8 @@ def _export_into(
                     )
         with clock.stage("Writing"):
             graph = graph_info(traced.model, plan)
-            engines, subjects = build_engines(traced.model, partial, graph, plan)
+            build = build_stages if plan.stages > 1 else build_engines
+            engines, subjects = build(traced.model, partial, graph, plan)
             write_tokenizer(checkpoint.directory, partial)
     except ValueError as error:  # a pass can't express this architecture
         raise refusal(checkpoint, error) from error

@@ -41,6 +41,8 @@ class Plan:
     targets: tuple[Target, ...]
     max_length: int
     batch: int
+    stages: int
+    """How many engines run one after the other, each with some of the layers."""
     pruning: Pruning
     recipe: Recipe
     packing: str | None
@@ -84,6 +86,7 @@ def make_plan(
     targets: tuple[Target, ...],
     max_length: int | None,
     batch: int,
+    stages: int = 1,
     pruning: Pruning,
     recipe: Recipe,
 ) -> Plan:
@@ -97,6 +100,8 @@ def make_plan(
             "ONNX Runtime has no bfloat16 kernels for the CPU, so the engine couldn't be checked: "
             "use --fp16 or float32, or a TensorRT target."
         )
+    if stages < 1:
+        raise UserError(f"--stages {stages} isn't possible: give at least 1.")
     refuse_for_targets(recipe, targets)
     if checkpoint.packing and not (pruning.is_empty and recipe.bits is None):
         raise UserError(
@@ -110,6 +115,12 @@ def make_plan(
         )
     model = empty_model(checkpoint)
     cache = tuple(probe_layers(checkpoint, model))
+    layers = sum(layer is not None for layer in cache) - pruning.layers
+    if stages > max(layers, 1):
+        raise UserError(
+            f"--stages {stages} isn't possible: {checkpoint.name} will have {layers} layers with "
+            "keys and values of their own, and each stage needs one."
+        )
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
     stored = sum(p.numel() for p in parameters)
@@ -127,6 +138,7 @@ def make_plan(
         targets=targets,
         max_length=_limit(model, max_length),
         batch=batch,
+        stages=stages,
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,
