@@ -12,6 +12,7 @@ import torch
 from engines.lowering_check import exact_logits, lowering_error
 from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
 from exporter.bisect import first_differing_module
+from exporter.calibration_windows import LENGTH
 from exporter.checkpoint import Checkpoint, load
 from exporter.parity import (
     Floats,
@@ -29,7 +30,7 @@ from serving.engine import IntArray
 from serving.onnxruntime import OnnxRuntimeEngine
 from serving.pipeline import PipelineEngine
 
-CAPACITY = 256  # tokens; more than the gate uses
+CAPACITY = LENGTH  # tokens; what the quality gate uses, and more than this one
 _LOWERING_TOKENS = 64
 
 
