@@ -103,6 +103,8 @@ class TracedGraph:
 
 def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
     """Check the request and the checkpoint's files; raises UserError. No weight is read."""
+    if request.bisect and request.stages > 1:
+        raise UserError("--bisect looks at a graph in one piece: leave --stages out with it.")
     checkpoint = find_checkpoint(
         request.model, revision=request.revision, trust_remote_code=request.trust_remote_code
     )

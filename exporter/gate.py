@@ -151,7 +151,8 @@ def explain_breach(
     """The sentence for an export that the gate stops."""
     text = f"{checkpoint.name} was not exported: {parity.reason()}"
     if not bisect:
-        return f"{text}; run again with --bisect to see in which module."
+        how = "--bisect and without --stages" if subject.stages else "--bisect"
+        return f"{text}; run again with {how} to see in which module."
     module = first_differing_module(
         subject.directory / MODEL_FILE,
         subject.graph,

@@ -118,8 +118,8 @@ def make_plan(
     layers = sum(layer is not None for layer in cache) - pruning.layers
     if stages > max(layers, 1):
         raise UserError(
-            f"--stages {stages} isn't possible: {checkpoint.name} will have {layers} layers with "
-            "keys and values of their own, and each stage needs one."
+            f"--stages {stages} isn't possible: each stage needs a layer with keys and values of "
+            f"its own, and there are {layers}."
         )
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
@@ -129,6 +129,7 @@ def make_plan(
     engine_bytes = weight_bytes
     if recipe.bits is not None:
         engine_bytes += int(matrices * (recipe.bits / 8 + _SCALES - ELEMENT_BYTES[dtype]))
+    repeated = engine_bytes * _tied(model) // stored if stages > 1 else 0
     watched = stored * 4 if dtype == "float16" else 0
     plan = Plan(
         model=checkpoint.name,
@@ -144,10 +145,10 @@ def make_plan(
         packing=checkpoint.packing.method if checkpoint.packing else None,
         cache=cache,
         weight_bytes=weight_bytes,
-        engine_bytes=engine_bytes,
+        engine_bytes=engine_bytes + repeated,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=_disk(weight_bytes, engine_bytes, len(targets), watched),
+        disk=_disk(weight_bytes, engine_bytes, len(targets), watched) + repeated * len(targets),
     )
     _check_disk(bundle, plan.disk)
     return plan
@@ -203,6 +204,12 @@ def _disk(weight_bytes: int, engine_bytes: int, targets: int, watched: int) -> i
     """
     traced = weight_bytes if engine_bytes != weight_bytes else 0
     return max(engine_bytes * targets, watched) + traced + 20_000_000
+
+
+def _tied(model: PreTrainedModel) -> int:
+    """Elements of an embedding that is the head too: the first stage and the last both have it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embedding.weight.numel() if head is not None and head.weight is embedding.weight else 0
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

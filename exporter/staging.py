@@ -10,6 +10,7 @@ from exporter.building import build_engines, write_exact
 from exporter.gate import Subject
 from exporter.plan import Plan
 from serving.bundle import EngineInfo, GraphInfo, StageInfo
+from serving.errors import UserError
 
 
 def build_stages(
@@ -17,9 +18,12 @@ def build_stages(
 ) -> tuple[list[EngineInfo], list[Subject]]:
     """Build every target's engine in ``plan.stages`` stages, as ``build_engines`` does in one.
 
-    Raises ValueError if the graph can't be split so.
+    Raises UserError if the graph can't be split so.
     """
-    stages = split_into_stages(model, plan.stages)
+    try:
+        stages = split_into_stages(model, plan.stages)
+    except ValueError as error:
+        raise UserError(f"--stages {plan.stages} isn't possible: {error}.") from error
     exact = None
     if plan.is_compressed and plan.dtype != "bfloat16":  # which ONNX Runtime can't run
         exact = write_exact(model, partial / "exact")

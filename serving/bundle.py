@@ -104,6 +104,12 @@ class StageInfo(_Part):
     layers: PositiveInt
     weight_bytes: NonNegativeInt
 
+    @property
+    def layer_range(self) -> str:
+        """Its layers' numbers in words."""
+        last = self.first_layer + self.layers - 1
+        return f"layers {self.first_layer} to {last}" if self.layers > 1 else f"layer {last}"
+
 
 class EngineInfo(_Part):
     """One engine of the bundle; a limit of None means that the engine takes any size.
@@ -170,7 +176,8 @@ class Manifest(_Part):
                     raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
                 layer += stage.layers
             if engine.stages and layer != len(self.graph.layers):
-                raise ValueError(f"its stages have {layer} layers")
+                count = len(self.graph.layers)
+                raise ValueError(f"its stages have {layer} layers, not {count}")
         return self
 
 

@@ -45,8 +45,8 @@ def split_into_stages(model: ir.Model, count: int) -> list[Stage]:
     boundaries = find_boundaries(model)
     if len(boundaries) + 1 < count:
         raise ValueError(
-            f"it can be split into {len(boundaries) + 1} stages at most and not {count}, because "
-            "its layers share more than the hidden states of the tokens"
+            f"the graph can be cut into {len(boundaries) + 1} stages at most, because its layers "
+            "share more than hidden states"
         )
     parts = weights_between(model, boundaries)
     layers = cached_layers(str(value.name) for value in model.graph.inputs)
