@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from engines.onnxruntime import lower
 from engines.passes.pipeline_stages import Stage, split_into_stages
 from engines.stage_boundaries import balance, find_boundaries
 from serving.contract import is_hidden
@@ -142,7 +143,34 @@ def test_what_a_later_layer_needs_too_crosses_every_boundary_in_between() -> Non
     model = decoder_with_skip()
     assert [names(b.carried) for b in find_boundaries(model)] == [["x0", "x1"], ["x0", "x2"]]
     stages = split_into_stages(model, 3)
-    assert names(stages[1].model.graph.outputs)[:2] == ["hidden_states.1.0", "hidden_states.1.1"]
+    middle = stages[1].model.graph
+    assert names(middle.outputs)[:2] == ["hidden_states.1.0", "hidden_states.1.1"]
+    assert "embedding" not in middle.initializers  # it hands on what it got
+    assert_chain_equals(model, stages)
+
+
+def test_only_rows_of_tokens_cross() -> None:
+    model = decoder_with_skip()
+    add = node(model, "skip/Add")
+    swap = [ir.node("Transpose", [add.inputs[1]], {"perm": [1, 0, 2]})]
+    swap.append(ir.node("Transpose", [swap[0].outputs[0]], {"perm": [1, 0, 2]}))
+    gather = add.inputs[1].producer() if add.inputs[1] is not None else None
+    assert gather is not None
+    model.graph.insert_after(gather, swap[0])
+    model.graph.insert_before(add, swap[1])
+    add.replace_input_with(1, swap[1].outputs[0])
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+    assert find_boundaries(model) == []
+    with pytest.raises(ValueError, match="1 stages at most"):
+        split_into_stages(model, 2)
+
+
+def test_stages_of_a_deep_graph_are_lowered_as_a_whole_one_is() -> None:
+    model = decoder(*[WINDOW] * 8)  # the last layers' numbers exceed their stages' inputs
+    stages = split_into_stages(model, 8)
+    for stage in stages:
+        lower(stage.model)
+        assert "Slice" in {each.op_type for each in stage.model.graph}
     assert_chain_equals(model, stages)
 
 
@@ -176,12 +204,12 @@ def test_weights_are_counted_where_they_go() -> None:
         assert stage.weight_bytes == stored
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_largest_stage_is_as_small_as_can_be(seed: int) -> None:
     random = np.random.default_rng(seed)
     tied = ir.Value(name="tied")
-    parts = [{ir.Value(name=str(i)): int(random.integers(1, 50))} for i in range(8)]
-    parts[0][tied] = parts[-1][tied] = 40
+    parts = [{ir.Value(name=str(i)): int(random.integers(1, 50)) ** 2} for i in range(8)]
+    parts[0][tied] = parts[-1][tied] = 1000
 
     def largest(ranges: list[range]) -> int:
         return max(sum({k: v for i in r for k, v in parts[i].items()}.values()) for r in ranges)
@@ -195,3 +223,8 @@ def test_the_largest_stage_is_as_small_as_can_be(seed: int) -> None:
             for cuts in combinations(range(1, 8), stages - 1)
         )
         assert largest(chosen) == min(every)
+
+
+def test_no_stage_is_made_larger_to_even_out_the_others() -> None:
+    parts = [{ir.Value(name=str(i)): size} for i, size in enumerate((4, 5, 5, 5, 9, 6))]
+    assert balance(parts, 3) == [range(3), range(3, 5), range(5, 6)]  # 14, 14, 6; not 9, 10, 15
