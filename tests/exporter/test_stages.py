@@ -20,6 +20,7 @@ from engines.standard import optimize
 from exporter import export as export_module
 from exporter.building import build_engines, graph_info
 from exporter.export import Request, plan_export
+from exporter.gate import lowering_breach
 from exporter.plan import Plan
 from exporter.staging import build_stages
 from serving.bundle import SpecialTokens, open_bundle
@@ -27,7 +28,7 @@ from serving.cli import main as serve_llm
 from serving.generation import Model
 from serving.pipeline import PipelineEngine
 from tests.checkpoints import VOCABULARY, WINDOW, make_checkpoint
-from tests.exporter.commands import refusal, run
+from tests.exporter.commands import contents, refusal, run
 
 NEW_TOKENS = 64
 LENGTHS = (21, 9, 14)
@@ -120,13 +121,43 @@ def test_the_command_quantises_checks_and_packs_stages(tmp_path: Path) -> None:
     assert engine.weight_bytes == size == sum(stage.weight_bytes for stage in engine.stages)
     data = [manifest.files[f"stage-{k}/model.onnx.data"].size for k in (0, 1)]
     assert [stage.weight_bytes for stage in engine.stages] == data
-    assert {path.name for path in bundle.iterdir() if path.is_dir()} == {"stage-0", "stage-1"}
+    assert sorted(name for name in manifest.files if "onnx" in name) == [
+        f"stage-{k}/model.onnx{data}" for k in (0, 1) for data in ("", ".data")
+    ]
     report = (bundle / "report.md").read_text()
     assert f"| stage-1/model.onnx | layer 2 | {data[1]:,} bytes |" in report
     assert "the engine in 2 stages" in report
     shown = CliRunner().invoke(serve_llm, ["inspect", str(bundle)]).output
     assert "layers 0 to 1" in shown
     assert "layer 2" in shown
+
+
+def test_the_lowering_check_runs_the_stages(
+    traced: Callable[[], ir.Model], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    request = Request(
+        model=str(checkpoint("mistral")),
+        bundle=tmp_path / "bundle",
+        recipe=Recipe(bits=8),
+        stages=2,
+    )
+    _, plan = plan_export(request)
+    model = traced()
+    optimize(model)
+    quantize(model, plan.recipe, [], tmp_path)
+    _, (subject,) = build_stages(model, tmp_path, graph_info(model, plan), plan)
+    tokens = np.arange(40)
+    assert lowering_breach(subject, tokens) is None
+    weights = tmp_path / "stage-1" / "model.onnx.data"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    said = lowering_breach(subject, tokens)
+    assert said is not None
+    assert "off those of the quantised graph" in said
+    subject.remove()
+    assert contents(tmp_path).keys() == {
+        *("stage-0", "stage-0/model.onnx", "stage-0/model.onnx.data"),
+        *("stage-1", "stage-1/model.onnx", "stage-1/model.onnx.data"),
+    }
 
 
 @pytest.mark.parametrize(

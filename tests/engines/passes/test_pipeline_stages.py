@@ -207,9 +207,10 @@ def test_weights_are_counted_where_they_go() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_the_largest_stage_is_as_small_as_can_be(seed: int) -> None:
     random = np.random.default_rng(seed)
-    tied = ir.Value(name="tied")
+    tied, shared = ir.Value(name="tied"), ir.Value(name="shared")
     parts = [{ir.Value(name=str(i)): int(random.integers(1, 50)) ** 2} for i in range(8)]
     parts[0][tied] = parts[-1][tied] = 1000
+    parts[3][shared] = parts[4][shared] = 1500
 
     def largest(ranges: list[range]) -> int:
         return max(sum({k: v for i in r for k, v in parts[i].items()}.values()) for r in ranges)
