@@ -59,7 +59,13 @@ class Subject:
     def open(self, *, slots: int, capacity: int) -> OnnxRuntimeEngine | PipelineEngine:
         """Open it as it is served."""
         engines = [
-            OnnxRuntimeEngine(part / MODEL_FILE, self.graph, slots=slots, capacity=capacity)
+            OnnxRuntimeEngine(
+                part / MODEL_FILE,
+                self.graph,
+                slots=slots,
+                capacity=capacity,
+                takes_turns=bool(self.stages),
+            )
             for part in self.parts
         ]
         return PipelineEngine(engines) if self.stages else engines[0]

@@ -52,6 +52,7 @@ class EnginePlan:
                 provider=provider,
                 threads=threads,
                 prepack=self.prepack,
+                takes_turns=bool(self.engine.stages),
             )
             for file, weight_bytes in self.engine.parts
         ]

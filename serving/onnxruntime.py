@@ -55,7 +55,8 @@ class OnnxRuntimeEngine(Closing):
     ``graph`` describes the whole decoder; the file may have one stage of it (serving/pipeline.py).
     ``prepack`` copies float weights into the kernels' own layout: steps of several tokens get
     faster, opening slower, and the weights are no longer shared by processes. Integer weights are
-    copied without being asked where our own kernels don't run.
+    copied without being asked where our own kernels don't run. ``takes_turns`` says that other
+    engines run between two steps of this one.
 
     Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
     don't fit into memory.
@@ -72,6 +73,7 @@ class OnnxRuntimeEngine(Closing):
         provider: Provider = "cpu",
         threads: int | None = None,
         prepack: bool = False,
+        takes_turns: bool = False,
     ) -> None:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
@@ -86,6 +88,7 @@ class OnnxRuntimeEngine(Closing):
             prepack=prepack,
             float32=graph.dtype == "float32",
             float32_cache=graph.cache_dtype == "float32",
+            takes_turns=takes_turns,
         )
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         numbers = cached_layers(value.name for value in self._session.get_inputs())
@@ -190,11 +193,13 @@ def open_session(
     prepack: bool = False,
     float32: bool = False,
     float32_cache: bool = False,
+    takes_turns: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
 
     ``float32`` says that all floats of its layers are, and ``float32_cache`` that those of its
-    attention are: then our kernels for them may run.
+    attention are: then our kernels for them may run. Of sessions that ``takes_turns``, threads stop
+    at the end of a run: spinning on, they would hold the cores that the next session needs.
     """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -204,6 +209,7 @@ def open_session(
         )
     try:
         options = session_options(threads, prepack=prepack)
+        options.add_session_config_entry("session.force_spinning_stop", str(int(takes_turns)))
         kernels = library() if provider == "cpu" else None
         disabled = []
         if kernels:

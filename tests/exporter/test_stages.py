@@ -111,6 +111,9 @@ def test_the_command_quantises_checks_and_packs_stages(tmp_path: Path) -> None:
         assert isinstance(model.engine, PipelineEngine)
         assert len(model.generate([1, 2, 3], max_new_tokens=5).token_ids) == 5
         size = model.engine.weight_bytes
+        for stage in model.engine._stages:  # idle threads don't hold the cores of the next stage
+            options = stage._session.get_session_options()
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
     manifest = open_bundle(bundle).manifest
     (engine,) = manifest.engines
