@@ -58,8 +58,12 @@ def commit(partial: Path, bundle: Path, manifest: Manifest, *, force: bool) -> N
 
 
 def checksums(directory: Path) -> dict[str, FileInfo]:
-    """Size and SHA-256 of every file in a directory, by name."""
-    return {file.name: file_info(file) for file in sorted(directory.iterdir())}
+    """Size and SHA-256 of every file in a directory and below, by its path from there."""
+    return {
+        file.relative_to(directory).as_posix(): file_info(file)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def check_free(bundle: Path, *, force: bool) -> None:

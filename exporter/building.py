@@ -60,10 +60,12 @@ def build_engines(
     plan: Plan,
     *,
     progress: Progress = show_nothing,
+    writes_exact: bool = True,
 ) -> tuple[list[EngineInfo], list[Subject]]:
     """Build every target's engine into ``partial``, and say what the gate has to run for them.
 
-    ``progress`` is told how far the build of a TensorRT engine is.
+    ``progress`` is told how far the build of a TensorRT engine is. Without ``writes_exact`` the
+    caller keeps the standard graph of a quantised model itself.
     """
     engines: list[EngineInfo] = []
     subjects: list[Subject] = []
@@ -77,7 +79,8 @@ def build_engines(
             for rank in range(len(ranks))
         ]
     if "onnxruntime" in plan.targets:
-        exact = _write_exact(model, partial / "exact") if graph.is_quantized else None
+        needs_exact = graph.is_quantized and writes_exact
+        exact = write_exact(model, partial / "exact") if needs_exact else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
         engines.insert(
@@ -172,7 +175,7 @@ def write_uncompressed(model: ir.Model, directory: Path, plan: Plan) -> Subject:
     return Subject(directory, graph, ())
 
 
-def _write_exact(model: ir.Model, directory: Path) -> Path:
+def write_exact(model: ir.Model, directory: Path) -> Path:
     """Write the standard Q/DQ graph, which says what the lowered one has to compute."""
     directory.mkdir()
     onnxruntime_target.write(model.clone(), directory)

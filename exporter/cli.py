@@ -70,6 +70,7 @@ def main(
     version_compatible: bool,
     strip_weights: bool,
     tensor_parallel: int,
+    stages: int,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
@@ -115,6 +116,7 @@ def main(
             ),
             strip_weights=strip_weights,
             tensor_parallel=tensor_parallel,
+            stages=stages,
             revision=revision,
             trust_remote_code=trust_remote_code,
             force=force,
@@ -133,8 +135,8 @@ def main(
         if dry_run:
             print_plan(plan_export(request)[1], as_json=as_json)
             return
-        with StageDisplay() as stages:
-            export(request, stages)
+        with StageDisplay() as display:
+            export(request, display)
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"export-llm needs {error.name}: pip install 'export-llm[export]'."

@@ -60,6 +60,13 @@ def engine_options(command: Command) -> Command:
             show_default=True,
             help="GPUs that each compute a part of every layer of a TensorRT engine.",
         ),
+        click.option(
+            "--stages",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Engines that share the layers and run one after the other.",
+        ),
     )
     return add_options(command, options)
 

@@ -32,6 +32,7 @@ from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
 from exporter.quality_gate import measure_quality, refuse_breach
 from exporter.quality_report import QualityReport
 from exporter.report import Report
+from exporter.staging import build_stages
 from exporter.stripping import refuse_stripping, strip_engines
 from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
@@ -82,6 +83,7 @@ class Request:
     build_options: BuildOptions = field(default_factory=BuildOptions)
     strip_weights: bool = False
     tensor_parallel: int = 1
+    stages: int = 1
     revision: str | None = None
     trust_remote_code: bool = False
     force: bool = False
@@ -111,6 +113,8 @@ class TracedGraph:
 
 def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
     """Check the request and the checkpoint's files; raises UserError. No weight is read."""
+    if request.bisect and request.stages > 1:
+        raise UserError("--bisect looks at a graph in one piece: leave --stages out with it.")
     checkpoint = find_checkpoint(
         request.model, revision=request.revision, trust_remote_code=request.trust_remote_code
     )
@@ -124,6 +128,7 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         prefill_chunk=request.prefill_chunk,
         build_options=request.build_options,
         tensor_parallel=request.tensor_parallel,
+        stages=request.stages,
         pruning=request.pruning,
         recipe=request.recipe,
     )
@@ -180,7 +185,8 @@ def _export_into(
                     )
         with clock.stage("Writing"):
             graph = graph_info(traced.model, plan)
-            engines, subjects = build_engines(
+            build = build_stages if plan.stages > 1 else build_engines
+            engines, subjects = build(
                 traced.model, partial, graph, plan, progress=clock.stages.progress
             )
             write_tokenizer(checkpoint.directory, partial)

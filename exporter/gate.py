@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from engines.lowering_check import exact_logits, lowering_error
-from engines.onnxruntime import MODEL_FILE
+from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
 from exporter.bisect import first_differing_module
+from exporter.calibration_windows import LENGTH
 from exporter.checkpoint import Checkpoint, load
 from exporter.parity import (
     Floats,
@@ -27,8 +28,9 @@ from exporter.plan import DTYPES, Plan
 from serving.bundle import GraphInfo, Target
 from serving.engine import IntArray
 from serving.onnxruntime import OnnxRuntimeEngine
+from serving.pipeline import PipelineEngine
 
-CAPACITY = 256  # tokens; more than the gate uses
+CAPACITY = LENGTH  # tokens; what the quality gate uses, and more than this one
 _LOWERING_TOKENS = 64
 
 
@@ -41,11 +43,38 @@ class Subject:
     targets: tuple[Target, ...]
     exact: Path | None = None
     """Where the standard Q/DQ graph is that it was lowered from, if it is quantised."""
+    stages: tuple[Path, ...] = ()
+    """Where each stage is, if the graph is split."""
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The directories of its graphs."""
+        return self.stages or (self.directory,)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all its weights."""
+        return sum((part / WEIGHTS_FILE).stat().st_size for part in self.parts)
+
+    def open(self, *, slots: int, capacity: int) -> OnnxRuntimeEngine | PipelineEngine:
+        """Open it as it is served."""
+        engines = [
+            OnnxRuntimeEngine(
+                part / MODEL_FILE,
+                self.graph,
+                slots=slots,
+                capacity=capacity,
+                takes_turns=bool(self.stages),
+            )
+            for part in self.parts
+        ]
+        return PipelineEngine(engines) if self.stages else engines[0]
 
     def remove(self) -> None:
         """Remove what was written for the gates only."""
-        for directory in (self.exact, None if self.is_engine else self.directory):
-            if directory is not None:
+        directories = () if self.is_engine else self.parts
+        for directory in (self.exact, *directories):
+            if directory is not None and directory.exists():
                 shutil.rmtree(directory)
 
     @property
@@ -56,6 +85,7 @@ class Subject:
     def describe(self) -> str:
         """Say what was run."""
         where = f"in ONNX Runtime {importlib.metadata.version('onnxruntime')} on the CPU"
+        where = f"in {len(self.stages)} stages {where}" if self.stages else where
         if self.is_engine:
             return f"the engine {where}"
         if not self.targets:
@@ -80,10 +110,7 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
     prompts = random_prompts(subjects[0].graph.vocab_size, capacity)
     runs = []
     for subject in subjects:
-        file = subject.directory / MODEL_FILE
-        with OnnxRuntimeEngine(
-            file, subject.graph, slots=len(prompts), capacity=capacity
-        ) as engine:
+        with subject.open(slots=len(prompts), capacity=capacity) as engine:
             runs.append(run_engine(engine, prompts, capacity))
         del engine
     lower, share = [], 1.0
@@ -120,9 +147,7 @@ def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
         return None
     start = tokens[:_LOWERING_TOKENS].tolist()
     exact = exact_logits(subject.exact / MODEL_FILE, start, capacity=len(start))
-    with OnnxRuntimeEngine(
-        subject.directory / MODEL_FILE, subject.graph, slots=1, capacity=len(start)
-    ) as engine:
+    with subject.open(slots=1, capacity=len(tokens)) as engine:
         return lowering_error(engine, start, exact).breach()
 
 
@@ -132,7 +157,8 @@ def explain_breach(
     """The sentence for an export that the gate stops."""
     text = f"{checkpoint.name} was not exported: {parity.reason()}"
     if not bisect:
-        return f"{text}; run again with --bisect to see in which module."
+        how = "--bisect and without --stages" if subject.stages else "--bisect"
+        return f"{text}; run again with {how} to see in which module."
     module = first_differing_module(
         subject.directory / MODEL_FILE,
         subject.graph,

@@ -48,6 +48,8 @@ class Plan:
     build_options: BuildOptions
     tensor_parallel: int
     """Ranks that every TensorRT engine is split over."""
+    stages: int
+    """How many engines run one after the other, each with some of the layers."""
     pruning: Pruning
     recipe: Recipe
     packing: str | None
@@ -94,6 +96,7 @@ def make_plan(
     prefill_chunk: int | None = None,
     build_options: BuildOptions = _DEFAULTS,
     tensor_parallel: int = 1,
+    stages: int = 1,
     pruning: Pruning,
     recipe: Recipe,
 ) -> Plan:
@@ -126,6 +129,7 @@ def make_plan(
     cache = tuple(probe_layers(checkpoint, model))
     kv_heads = [layer.kv_heads for layer in cache if layer]
     refuse_ranks(tensor_parallel, targets, kv_heads)
+    _refuse_stages(stages, len(kv_heads) - pruning.layers, tensor_parallel)
     width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in cache if layer)
     parameters = {id(p): p for p in model.parameters()}.values()
     stored = sum(p.numel() for p in parameters)
@@ -134,6 +138,8 @@ def make_plan(
     engine_bytes = weight_bytes
     if recipe.bits is not None:
         engine_bytes += int(matrices * (recipe.bits / 8 + _SCALES - ELEMENT_BYTES[dtype]))
+    repeated = engine_bytes * _tied(model) // stored if stages > 1 else 0
+    repeated += (tensor_parallel - 1) * _vocabulary(model) * ELEMENT_BYTES[dtype]
     watched = stored * 4 if dtype == "float16" else 0
     plan = Plan(
         model=checkpoint.name,
@@ -146,19 +152,31 @@ def make_plan(
         prefill_chunk=prefill_chunk,
         build_options=replace(build_options, sparse_weights=pruning.two_of_four),
         tensor_parallel=tensor_parallel,
+        stages=stages,
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,
         cache=cache,
         weight_bytes=weight_bytes,
-        engine_bytes=engine_bytes,
+        engine_bytes=engine_bytes + repeated,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
-        disk=_disk(weight_bytes, engine_bytes, len(targets), watched)
-        + len(targets) * (tensor_parallel - 1) * _vocabulary(model) * ELEMENT_BYTES[dtype],
+        disk=_disk(weight_bytes, engine_bytes, len(targets), watched) + repeated * len(targets),
     )
     _check_disk(bundle, plan.disk)
     return plan
+
+
+def _refuse_stages(stages: int, layers: int, ranks: int) -> None:
+    if stages < 1:
+        raise UserError(f"--stages {stages} isn't possible: give at least 1.")
+    if stages > max(layers, 1):
+        raise UserError(
+            f"--stages {stages} isn't possible: each stage needs a layer with keys and values of "
+            f"its own, and there are {layers}."
+        )
+    if stages > 1 and ranks > 1:
+        raise UserError("--stages and --tensor-parallel exclude each other: choose one.")
 
 
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -218,6 +236,12 @@ def _vocabulary(model: PreTrainedModel) -> int:
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     weights = {id(module.weight): module.weight for module in modules if module is not None}
     return sum(weight.numel() for weight in weights.values())
+
+
+def _tied(model: PreTrainedModel) -> int:
+    """Elements of an embedding that is the head too: the first stage and the last both have it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embedding.weight.numel() if head is not None and head.weight is embedding.weight else 0
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:

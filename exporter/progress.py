@@ -88,6 +88,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         "architecture": f"{plan.architecture}, {size}",
         "precision": plan.dtype,
         "targets": ", ".join(plan.targets) + ranks,
+        "stages": str(plan.stages),
         "most tokens": f"{plan.max_length:,}",
         "weights": megabytes(plan.weight_bytes),
         "cache a token": f"{plan.kv_bytes_per_token / 1e3:,.1f} kB",

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
 from engines.quality import QualityLimits, QualityTally
 from exporter.checkpoint import Checkpoint, load
 from exporter.gate import Subject
@@ -27,7 +26,6 @@ from exporter.quality_report import EngineQuality
 from serving.decoding import prefill
 from serving.engine import Engine
 from serving.errors import UserError
-from serving.onnxruntime import OnnxRuntimeEngine
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -115,8 +113,7 @@ def _measure(
     prefilled = inputs.shape[1] - min(DECODED, (inputs.shape[1] + 1) // 2)
     overall, decode = QualityTally(), QualityTally()
     decode_seconds = 0.0
-    file = subject.directory / MODEL_FILE
-    with OnnxRuntimeEngine(file, subject.graph, slots=1, capacity=windows.shape[1]) as engine:
+    with subject.open(slots=1, capacity=windows.shape[1]) as engine:
         for index, (tokens, following) in enumerate(zip(inputs, targets, strict=True)):
             for start in range(0, prefilled, CHUNK):
                 stop = min(start + CHUNK, prefilled)
@@ -132,7 +129,7 @@ def _measure(
         begin = time.perf_counter()
         prefill(engine, inputs[0], 0, len(inputs[0]))
         prefill_seconds = time.perf_counter() - begin
-    weight_bytes = (subject.directory / WEIGHTS_FILE).stat().st_size
+    weight_bytes = subject.weight_bytes
     return EngineQuality(
         engine=subject.describe(),
         overall=overall.quality(),

@@ -70,6 +70,8 @@ class Report:
             f"{e.max_sequence or 'any'} | {e.runtime_version} |"
             for e in self.engines
         ]
+        for engine in self.engines:
+            lines += _stage_lines(engine)
         lines += ["", *_parity_lines(self.parity)]
         if self.islands is not None:
             lines += ["", *range_markdown(self.islands)]
@@ -96,6 +98,20 @@ class Report:
 def _engine_name(engine: EngineInfo) -> str:
     part = f", rank {engine.rank} of {engine.ranks}" if engine.ranks > 1 else ""
     return f"{engine.target}{part}"
+
+
+def _stage_lines(engine: EngineInfo) -> list[str]:
+    """How an engine's layers and weights are split; nothing if they aren't."""
+    if not engine.stages:
+        return []
+    return [
+        "",
+        f"The stages of {engine.target}, which run one after the other:",
+        "",
+        "| file | layers | weights |",
+        "| --- | --- | --- |",
+        *(f"| {s.file} | {s.layer_range} | {s.weight_bytes:,} bytes |" for s in engine.stages),
+    ]
 
 
 def _parity_lines(parity: ParityReport) -> list[str]:

@@ -17,6 +17,11 @@ def refuse_stripping(plan: Plan) -> None:
             "--strip-weights is for TensorRT engines, and ONNX Runtime's has its weights beside "
             "it: use --target tensorrt-rtx or tensorrt alone."
         )
+    if plan.stages > 1 or plan.tensor_parallel > 1:
+        raise UserError(
+            "--strip-weights takes engines in one piece only: leave out --stages and "
+            "--tensor-parallel, or --strip-weights."
+        )
     if plan.dtype == "float32":
         raise UserError(
             "--strip-weights needs weights that are in the engine as in the checkpoint, and "

@@ -104,6 +104,21 @@ class FileInfo(_Part):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class StageInfo(_Part):
+    """One stage of a pipeline: an engine of ``layers`` layers from number ``first_layer`` on."""
+
+    file: FileName
+    first_layer: NonNegativeInt
+    layers: PositiveInt
+    weight_bytes: NonNegativeInt
+
+    @property
+    def layer_range(self) -> str:
+        """Its layers' numbers in words."""
+        last = self.first_layer + self.layers - 1
+        return f"layers {self.first_layer} to {last}" if self.layers > 1 else f"layer {last}"
+
+
 class EngineInfo(_Part):
     """One engine of the bundle; a limit of None means that the engine takes any size.
 
@@ -113,6 +128,7 @@ class EngineInfo(_Part):
     ``stripped_from`` is the whole engine, if ``file`` lacks the weights that the checkpoint has.
     Of a tensor-parallel engine each of ``ranks`` processes runs a part, which is listed by itself
     and has its share of the graph's KV heads.
+    Where it is split into ``stages``, ``file`` is the first one's.
     """
 
     target: Target
@@ -128,6 +144,13 @@ class EngineInfo(_Part):
     stripped_from: FileInfo | None = None
     rank: NonNegativeInt = 0
     ranks: PositiveInt = 1
+    stages: tuple[StageInfo, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[FileName, int], ...]:
+        """File and bytes of the weights of each stage, or of the whole."""
+        stages = tuple((stage.file, stage.weight_bytes) for stage in self.stages)
+        return stages or ((self.file, self.weight_bytes),)
 
 
 class SpecialTokens(_Part):
@@ -157,13 +180,22 @@ class Manifest(_Part):
         if "status" not in self.parity:
             raise ValueError("parity has no status")
         for engine in self.engines:
-            if engine.file not in self.files:
-                raise ValueError(f"engine file {engine.file!r} is not listed under files")
-            if engine.ranks > 1 and self._parts(engine) != list(range(engine.ranks)):
+            for file, _ in engine.parts:
+                if file not in self.files:
+                    raise ValueError(f"engine file {file!r} is not listed under files")
+            if engine.ranks > 1 and self._ranks(engine) != list(range(engine.ranks)):
                 raise ValueError(f"the ranks of the engine for {engine.target} are not complete")
+            layer = 0
+            for stage in engine.stages:
+                if stage.first_layer != layer:
+                    raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
+                layer += stage.layers
+            if engine.stages and layer != len(self.graph.layers):
+                count = len(self.graph.layers)
+                raise ValueError(f"its stages have {layer} layers, not {count}")
         return self
 
-    def _parts(self, engine: EngineInfo) -> list[int]:
+    def _ranks(self, engine: EngineInfo) -> list[int]:
         """The ranks that are listed of an engine."""
         return sorted(
             e.rank for e in self.engines if (e.target, e.ranks) == (engine.target, engine.ranks)

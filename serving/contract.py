@@ -11,8 +11,14 @@ Outputs
     present.{i}.key, .value                          as the past, and at the same address
 
 T is float32, float16 or bfloat16; C is T, or int8 where the cache is quantised.
+
+A stage of a pipeline has the inputs and outputs of its own layers, under the same numbers.
+Only the last has ``logits_positions`` and ``logits``. Over the boundary behind stage b go
+    hidden_states.{b}.{n}     T or float32 [batch, sequence, ...]
+as outputs of stage b and inputs of stage b + 1.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 CONTRACT_VERSION = 1
@@ -21,6 +27,7 @@ INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
+_HIDDEN = "hidden_states."
 
 # ONNX's numbers of the element types that the graph's inputs and outputs have.
 INT64 = 7
@@ -41,3 +48,19 @@ def past_name(layer: int, part: Part) -> str:
 def present_name(layer: int, part: Part) -> str:
     """Graph output that holds a layer's keys or values with the new tokens written in."""
     return f"present.{layer}.{part}"
+
+
+def cached_layers(names: Iterable[str | None]) -> list[int]:
+    """The numbers of the layers whose buffers are among these graph inputs, in order."""
+    parts = [(name or "").split(".") for name in names]
+    return sorted(int(p[1]) for p in parts if p[0] == "past_key_values" and p[2] == "key")
+
+
+def hidden_name(boundary: int, index: int) -> str:
+    """Graph output and input that carries hidden states from one stage to the next."""
+    return f"{_HIDDEN}{boundary}.{index}"
+
+
+def is_hidden(name: str | None) -> bool:
+    """Whether a graph input or output carries hidden states between stages."""
+    return (name or "").startswith(_HIDDEN)

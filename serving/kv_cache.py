@@ -55,6 +55,7 @@ class HostBuffer:
 class KVCache:
     """One buffer for the keys and one for the values of each layer, [slots, heads, capacity, dim].
 
+    ``first_layer`` is the number of the first of ``layers``, for a stage that has only some.
     Nothing is allocated after construction and no address ever changes. Raises UserError if the
     buffers don't fit into memory.
     """
@@ -66,12 +67,14 @@ class KVCache:
         slots: int,
         capacity: int,
         allocate: Allocate = HostBuffer,
+        *,
+        first_layer: int = 0,
     ) -> None:
         self.slots = slots
         self.capacity = capacity
         self.layers = tuple(layers)
         shapes: dict[tuple[int, Part], Shape] = {}
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(layers, first_layer):
             for part in PARTS:
                 dim = layer.key_dim if part == "key" else layer.value_dim
                 shapes[index, part] = (slots, layer.kv_heads, capacity, dim)

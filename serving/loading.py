@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
-    from serving.onnxruntime import OnnxRuntimeEngine, Provider
+    from serving.engine import Engine
+    from serving.onnxruntime import Provider
 
 DEFAULT_CAPACITY = 4096
 DEFAULT_SLOTS = 4
@@ -36,20 +37,26 @@ class EnginePlan:
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
         return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
 
-    def open(self, provider: "Provider", threads: int | None) -> "OnnxRuntimeEngine":
-        """Open the engine and allocate its KV buffers."""
+    def open(self, provider: "Provider", threads: int | None) -> "Engine":
+        """Open the engine, or those of its stages, and allocate the KV buffers."""
         from serving.onnxruntime import OnnxRuntimeEngine
+        from serving.pipeline import PipelineEngine
 
-        return OnnxRuntimeEngine(
-            self.bundle.path / self.engine.file,
-            self.bundle.manifest.graph,
-            slots=self.slots,
-            capacity=self.capacity,
-            weight_bytes=self.engine.weight_bytes,
-            provider=provider,
-            threads=threads,
-            prepack=self.prepack,
-        )
+        engines = [
+            OnnxRuntimeEngine(
+                self.bundle.path / file,
+                self.bundle.manifest.graph,
+                slots=self.slots,
+                capacity=self.capacity,
+                weight_bytes=weight_bytes,
+                provider=provider,
+                threads=threads,
+                prepack=self.prepack,
+                takes_turns=bool(self.engine.stages),
+            )
+            for file, weight_bytes in self.engine.parts
+        ]
+        return PipelineEngine(engines) if self.engine.stages else engines[0]
 
 
 def load(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.bundle import DType, GraphInfo
+from serving.bundle import CacheDType, DType, GraphInfo
 from serving.closing import Closing
 from serving.contract import (
     ELEMENT_TYPE,
@@ -16,8 +16,9 @@ from serving.contract import (
     INT64,
     LOGITS,
     LOGITS_POSITIONS,
-    PARTS,
     PAST_LENGTHS,
+    cached_layers,
+    is_hidden,
     past_name,
     present_name,
 )
@@ -26,6 +27,7 @@ from serving.engine import FloatArray, IntArray
 from serving.errors import UserError
 from serving.kernels import library
 from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
+from serving.pipeline import HiddenBuffer, HiddenStates
 
 Provider = Literal["cpu", "cuda"]
 
@@ -36,6 +38,13 @@ PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAEx
 _PROMPT = 32
 _GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
+_FLOATS: dict[str, CacheDType] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
+_ELEMENTS = {STORAGE[name]: ELEMENT_TYPE[name] for name in _FLOATS.values()}
+
 # They would make FusedMatMul of products that aren't rows times weights, which ours isn't for.
 _OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
 
@@ -43,9 +52,11 @@ _OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
 class OnnxRuntimeEngine(Closing):
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
 
+    ``graph`` describes the whole decoder; the file may have one stage of it (serving/pipeline.py).
     ``prepack`` copies float weights into the kernels' own layout: steps of several tokens get
     faster, opening slower, and the weights are no longer shared by processes. Integer weights are
-    copied without being asked where our own kernels don't run.
+    copied without being asked where our own kernels don't run. ``takes_turns`` says that other
+    engines run between two steps of this one.
 
     Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
     don't fit into memory.
@@ -62,6 +73,7 @@ class OnnxRuntimeEngine(Closing):
         provider: Provider = "cpu",
         threads: int | None = None,
         prepack: bool = False,
+        takes_turns: bool = False,
     ) -> None:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
@@ -76,9 +88,20 @@ class OnnxRuntimeEngine(Closing):
             prepack=prepack,
             float32=graph.dtype == "float32",
             float32_cache=graph.cache_dtype == "float32",
+            takes_turns=takes_turns,
         )
         allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
-        self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
+        numbers = cached_layers(value.name for value in self._session.get_inputs())
+        layers = [graph.layers[number] for number in numbers]
+        self.cache = KVCache(
+            layers, graph.cache_dtype, slots, capacity, allocate, first_layer=numbers[0]
+        )
+        tokens = max(slots, capacity)  # of several new tokens, rows go one by one
+        self._hidden = {
+            value.name: HiddenBuffer(value.shape[2:], _FLOATS[value.type], tokens)
+            for value in self._session.get_outputs()
+            if is_hidden(value.name)
+        }
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._give_back = ort.RunOptions()
@@ -91,24 +114,52 @@ class OnnxRuntimeEngine(Closing):
         past_lengths: IntArray,
         logits_positions: IntArray,
         first_slot: int = 0,
+        hidden: HiddenStates | None = None,
     ) -> FloatArray:
         """Run ``input_ids`` [n, sequence] against n slots; see Engine.step.
 
-        Returns logits [n, k, vocab]. Raises ValueError if the tokens don't fit into the cache.
+        The last of several stages takes the ``hidden`` states that the one before gave. Returns
+        logits [n, k, vocab]. Raises ValueError if the tokens don't fit into the cache.
         """
+        binding = self._bound(input_ids, past_lengths, first_slot, hidden or {})
+        bind_input(binding, LOGITS_POSITIONS, logits_positions)
+        logits = self._logits_buffer(len(input_ids), logits_positions.shape[1])
+        binding.bind_output(LOGITS, *_host_place(logits))
+        self._run(binding, input_ids.shape[1])
+        return as_float32(logits, self._dtype)
+
+    def hand_on(
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        first_slot: int,
+        hidden: HiddenStates,
+    ) -> HiddenStates:
+        """Run a stage that isn't the last; see Stage.hand_on."""
+        binding = self._bound(input_ids, past_lengths, first_slot, hidden)
+        given = {name: buffer.view(*input_ids.shape) for name, buffer in self._hidden.items()}
+        for name, array in given.items():
+            binding.bind_output(name, *_host_place(array))
+        self._run(binding, input_ids.shape[1])
+        return given
+
+    def _bound(
+        self, input_ids: IntArray, past_lengths: IntArray, first_slot: int, hidden: HiddenStates
+    ) -> ort.IOBinding:
+        """The binding of n slots with the inputs of all stages bound."""
         n, sequence = input_ids.shape
         if int(past_lengths.max()) + sequence > self.cache.capacity:
             raise ValueError(f"the tokens don't fit into a capacity of {self.cache.capacity}")
         binding = self._binding(first_slot, n)
         bind_input(binding, INPUT_IDS, input_ids)
         bind_input(binding, PAST_LENGTHS, past_lengths)
-        bind_input(binding, LOGITS_POSITIONS, logits_positions)
-        logits = self._logits_buffer(n, logits_positions.shape[1])
-        element = ELEMENT_TYPE[self._dtype]
-        binding.bind_output(LOGITS, "cpu", 0, element, logits.shape, logits.ctypes.data)
+        for name, array in hidden.items():
+            binding.bind_input(name, *_host_place(array))
+        return binding
+
+    def _run(self, binding: ort.IOBinding, sequence: int) -> None:
         options = self._give_back if sequence >= _PROMPT else None
         self._session.run_with_iobinding(binding, options)
-        return as_float32(logits, self._dtype)
 
     def _logits_buffer(self, n: int, positions: int) -> npt.NDArray[Any]:
         if positions == 1:
@@ -119,12 +170,11 @@ class OnnxRuntimeEngine(Closing):
         key = (first_slot, n)
         if key not in self._bindings:
             binding = self._session.io_binding()
-            for layer in range(len(self.cache.layers)):
-                for part in PARTS:
-                    address, shape = self.cache.rows(layer, part, first_slot, n)
-                    place = (self._device, 0, self._cache_element, shape, address)
-                    binding.bind_input(past_name(layer, part), *place)
-                    binding.bind_output(present_name(layer, part), *place)
+            for layer, part in self.cache.buffers:
+                address, shape = self.cache.rows(layer, part, first_slot, n)
+                place = (self._device, 0, self._cache_element, shape, address)
+                binding.bind_input(past_name(layer, part), *place)
+                binding.bind_output(present_name(layer, part), *place)
             self._bindings[key] = binding
         return self._bindings[key]
 
@@ -143,11 +193,13 @@ def open_session(
     prepack: bool = False,
     float32: bool = False,
     float32_cache: bool = False,
+    takes_turns: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
 
     ``float32`` says that all floats of its layers are, and ``float32_cache`` that those of its
-    attention are: then our kernels for them may run.
+    attention are: then our kernels for them may run. Of sessions that ``takes_turns``, threads stop
+    at the end of a run: spinning on, they would hold the cores that the next session needs.
     """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -157,6 +209,7 @@ def open_session(
         )
     try:
         options = session_options(threads, prepack=prepack)
+        options.add_session_config_entry("session.force_spinning_stop", str(int(takes_turns)))
         kernels = library() if provider == "cpu" else None
         disabled = []
         if kernels:
@@ -225,6 +278,11 @@ def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:
     if array.dtype != np.int64 or not array.flags.c_contiguous:
         raise ValueError(f"{name} must be a contiguous int64 array")
     binding.bind_input(name, "cpu", 0, INT64, array.shape, array.ctypes.data)
+
+
+def _host_place(array: npt.NDArray[Any]) -> tuple[str, int, int, tuple[int, ...], int]:
+    """Where an array of our own is, in ONNX Runtime's terms."""
+    return "cpu", 0, _ELEMENTS[array.dtype], array.shape, array.ctypes.data
 
 
 def as_float32(array: npt.NDArray[Any], dtype: DType) -> FloatArray:

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from engines.passes.sizes import static_size
-from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS, is_hidden
 
 BATCH, SEQUENCE, POSITIONS = "batch", "sequence", "positions"
 
@@ -23,6 +23,9 @@ def fix_capacity(model: ir.Model, max_length: int) -> None:
             value.shape = ir.Shape([BATCH])
         elif value.name == LOGITS:
             value.shape = ir.Shape([BATCH, POSITIONS, static_size(value, 2)])
+        elif is_hidden(value.name):
+            sizes = tuple(value.shape)[2:] if value.shape is not None else ()
+            value.shape = ir.Shape([BATCH, SEQUENCE, *sizes])
         else:
             kv_heads, head_dim = static_size(value, 1), static_size(value, 3)
             value.shape = ir.Shape([BATCH, kv_heads, max_length, head_dim])

@@ -9,7 +9,7 @@ follows the tokens and not the capacity.
 import onnx_ir as ir
 
 from engines.passes.insertion import Inserter, insert_lengths
-from serving.contract import PARTS, past_name
+from serving.contract import PARTS, cached_layers, past_name
 
 
 def trim_buffers(model: ir.Model) -> None:
@@ -28,7 +28,8 @@ def trim_buffers(model: ir.Model) -> None:
         for use in readers:
             use.node.replace_input_with(use.idx, valid)
     # All of them: what reads a capacity may read it off a buffer that another pass lowered.
-    pasts = {past_name(layer, part) for layer in range(len(graph.inputs)) for part in PARTS}
+    layers = cached_layers(value.name for value in graph.inputs)
+    pasts = {past_name(layer, part) for layer in layers for part in PARTS}
     buffers = {value for value in graph.inputs if value.name in pasts}
     for node in list(graph):
         if _is_length_of(node, buffers):

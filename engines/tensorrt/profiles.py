@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.tensorrt.network import Network
 from engines.tensorrt.tensors import VerificationError
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS, is_hidden
 
 PREFILL_PROFILE, DECODE_PROFILE = 0, 1
 
@@ -36,8 +36,9 @@ def step_profile(network: Network, rows: int, tokens: int) -> Any:
     profile = network.builder.create_optimization_profile()
     for index in range(network.definition.num_inputs):
         tensor = network.definition.get_input(index)
-        if tensor.name == INPUT_IDS:
-            smallest, usual, largest = (1, 1), (rows, tokens), (rows, tokens)
+        if tensor.name == INPUT_IDS or is_hidden(tensor.name):
+            rest = tuple(tensor.shape)[2:]
+            smallest, usual, largest = (1, 1, *rest), (rows, tokens, *rest), (rows, tokens, *rest)
         elif tensor.name == LOGITS_POSITIONS:
             # A prompt's last position alone; all of them only when a text is scored.
             smallest, usual, largest = (1, 1), (rows, 1), (rows, tokens)

@@ -26,6 +26,8 @@ from serving.contract import (
     LOGITS_POSITIONS,
     PARTS,
     PAST_LENGTHS,
+    cached_layers,
+    is_hidden,
     past_name,
     present_name,
 )
@@ -146,9 +148,10 @@ def _verify_caches(network: Network, producers: dict[str, Any]) -> None:
     Floating-point buffers are updated in place; of int8 ones, new and old entries are selected.
     """
     inputs, outputs = _inputs(network), _outputs(network)
-    layers = [i for i in range(len(inputs)) if past_name(i, "key") in inputs]
+    layers = cached_layers(inputs)
     pairs = {past_name(i, part): present_name(i, part) for i in layers for part in PARTS}
-    if unknown := sorted(set(inputs) - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *pairs}):
+    others = {name for name in inputs if name not in pairs and not is_hidden(name)}
+    if unknown := sorted(others - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS}):
         raise VerificationError(f"the input {unknown[0]!r} is none of the contract's")
     selected = {name for name in pairs if inputs[name].dtype == network.library.DataType.INT8}
     in_place = pairs.keys() - selected

@@ -57,6 +57,8 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
         if engine.stripped_from is not None:
             limits.append(f"without the weights of its {_size(engine.stripped_from.size)}")
         yield f"engine {engine.target}", f"{engine.runtime_version}, {', '.join(limits)}"
+        for number, stage in enumerate(engine.stages):
+            yield f"stage {number}", f"{stage.layer_range}, {_size(stage.weight_bytes)} of weights"
     tokens = manifest.tokens
     yield "special tokens", f"bos {tokens.bos}, eos {list(tokens.eos)}, pad {tokens.pad}"
     yield from _parity(manifest.parity)

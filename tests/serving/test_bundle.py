@@ -176,3 +176,51 @@ def test_a_moved_bundle_opens(bundle: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.move(bundle, moved)
     open_bundle(str(moved))
+
+
+def stages(*first_layers: int) -> list[dict[str, Any]]:
+    return [
+        {"file": "model.onnx", "first_layer": first, "layers": 1, "weight_bytes": 20}
+        for first in first_layers
+    ]
+
+
+def staged(bundle: Path, *first_layers: int, **changes: Any) -> None:
+    """Write a manifest of two layers whose engine has these stages of one layer."""
+    document = manifest(bundle)
+    document["graph"]["layers"] *= 2
+    document["engines"][0]["stages"] = [stage | changes for stage in stages(*first_layers)]
+    write_manifest(bundle, **document)
+
+
+def test_stages_are_the_parts_of_an_engine(bundle: Path) -> None:
+    staged(bundle, 0, 1)
+    engine = open_bundle(bundle).manifest.engines[0]
+    assert engine.parts == (("model.onnx", 20), ("model.onnx", 20))
+    assert [stage.layer_range for stage in engine.stages] == ["layer 0", "layer 1"]
+
+
+def test_a_manifest_from_before_there_were_stages_opens(bundle: Path) -> None:
+    assert "stages" not in manifest(bundle)["engines"][0]
+    engine = open_bundle(bundle).manifest.engines[0]
+    assert engine.stages == ()
+    assert engine.parts == (("model.onnx", 40),)
+
+
+@pytest.mark.parametrize(
+    ("first_layers", "changes", "message"),
+    [
+        ((0,), {}, "its stages have 1 layers, not 2"),
+        ((0, 1, 2), {}, "its stages have 3 layers, not 2"),
+        ((1, 0), {}, "doesn't begin with layer 0"),
+        ((0, 0), {}, "doesn't begin with layer 1"),
+        ((0, 1), {"file": "stage-9/model.onnx"}, "'stage-9/model.onnx' is not listed"),
+        ((0, 1), {"file": "../model.onnx"}, "not the name of a file inside"),
+    ],
+)
+def test_stages_that_are_not_the_whole_are_refused(
+    bundle: Path, first_layers: tuple[int, ...], changes: dict[str, str], message: str
+) -> None:
+    staged(bundle, *first_layers, **changes)
+    with pytest.raises(UserError, match=message):
+        open_bundle(bundle)
