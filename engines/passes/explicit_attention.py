@@ -15,7 +15,8 @@ _LOWEST = float(np.finfo(np.float32).min)
 def spell_out_attention(model: ir.Model) -> None:
     """Replace such Attention nodes by MatMul, Tanh and Softmax, in place.
 
-    Their scale must be 1 (see scaled_queries.py). Scores are computed in the model's type, capped
+    Their scale must be 1 (see scaled_queries.py) and they must have a mask (see causal_masks.py).
+    Scores are computed in the model's type, capped
     and normalised in float32. What a mask hides gets the lowest finite score, not minus infinity: a
     padded row that sees nothing must not become NaN, for it is written to the cache. Raises
     ValueError for an additive mask beside a soft cap.
@@ -60,34 +61,11 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _masked(insert: Inserter, node: ir.Node, scores: ir.Value) -> ir.Value:
-    """Scores with the node's own mask, or with the causal one of its lengths."""
-    query, key, _, mask, _, _, lengths = (*node.inputs, *[None] * 7)[:7]
-    causal = node.attributes.get_int("is_causal", 0) == 1
-    if mask is None and causal and lengths is not None:
-        mask = _causal_mask(insert, query, key, lengths)
-    elif mask is None or causal:
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if mask is None or node.attributes.get_int("is_causal", 0) == 1:
         raise ValueError(f"{node.name}: attention with a mask of an unknown kind")
-    elif known_type(mask) != ir.DataType.BOOL:
-        if _softcap(node):
-            raise ValueError(f"{node.name}: a soft cap with an additive mask")
-        return insert.value("Add", [scores, insert.value("Cast", [mask], to=ir.DataType.FLOAT)])
-    return insert.value("Where", [mask, scores, insert.number(_LOWEST)])
-
-
-def _causal_mask(
-    insert: Inserter, query: ir.Value | None, key: ir.Value | None, lengths: ir.Value
-) -> ir.Value:
-    """Boolean [batch, 1, sequence, max_sequence], for rows that end at ``lengths``."""
-
-    def indices(source: ir.Value | None) -> tuple[ir.Value, ir.Value]:
-        """The length of axis 2, int64 [1], and its indices, int64 [length]."""
-        length = insert.value("Shape", [source], start=2, end=3)
-        limit = insert.value("Squeeze", [length])
-        return length, insert.value("Range", [insert.integers(0), limit, insert.integers(1)])
-
-    sequence, rows = indices(query)
-    _, columns = indices(key)
-    past = insert.value("Sub", [lengths, sequence])
-    past = insert.value("Unsqueeze", [past, insert.integers([1, 2, 3])])
-    rows = insert.value("Unsqueeze", [rows, insert.integers([1])])
-    return insert.value("LessOrEqual", [columns, insert.value("Add", [past, rows])])
+    if known_type(mask) == ir.DataType.BOOL:
+        return insert.value("Where", [mask, scores, insert.number(_LOWEST)])
+    if _softcap(node):
+        raise ValueError(f"{node.name}: a soft cap with an additive mask")
+    return insert.value("Add", [scores, insert.value("Cast", [mask], to=ir.DataType.FLOAT)])

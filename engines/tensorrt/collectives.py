@@ -38,6 +38,7 @@ def add_collectives(network: Network, model: ir.Model) -> None:
             raise UserError(f"TensorRT can't sum over ranks at the node {node.name!r}.")
         collective.num_ranks = ranks_of(node)
         collective.name = node.name
+        collective.metadata = f"[ONNX Layer: {node.name}]"  # as the parser writes it
         identity.set_input(0, collective.get_output(0))
 
 

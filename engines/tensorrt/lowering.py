@@ -3,6 +3,7 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from engines.passes.causal_masks import mask_causal_attention
 from engines.passes.constant_indices import slice_constant_indices
 from engines.passes.explicit_attention import spell_out_attention
 from engines.passes.fixed_capacity import fix_capacity
@@ -12,6 +13,7 @@ from engines.passes.selected_cache_updates import select_integer_updates
 from engines.passes.separate_projections import separate_projections
 
 PASSES = (
+    mask_causal_attention,
     scale_queries,
     spell_out_attention,
     separate_projections,

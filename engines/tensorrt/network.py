@@ -1,8 +1,8 @@
 """Graph to TensorRT network: parse it, then mend what the parser gets wrong about attention.
 
-The parser drops ``nonpad_kv_seqlen``, anchors the causal mask at the wrong corner (UPPER_LEFT, with
-which a decoded token sees the first position alone) and multiplies the whole key
-buffer by the scale.
+The parser multiplies the whole key buffer by the scale, and takes for granted that there is a fused
+kernel. It also drops ``nonpad_kv_seqlen`` and anchors a causal mask at the wrong corner: our graphs
+have an explicit mask for that (see causal_masks.py).
 """
 
 from collections.abc import Iterator
@@ -137,12 +137,10 @@ def _refusal(parser: Any, target: Target, log: Any) -> str:
 def mend(network: Network, model: ir.Model) -> None:
     """Make every IAttention what its node in ``model`` says.
 
-    Causal attention is anchored at the lower right and gets its rows' KV lengths, int32 [batch];
-    queries and keys reach it as they are; what no fused kernel takes may be decomposed. Raises
+    Queries and keys reach it as they are; what no fused kernel takes may be decomposed. Raises
     UserError if a node has no attention layer.
     """
     attentions = network.attentions()
-    lengths: dict[str, Any] = {}
     for node in attention_nodes(model):
         attention = attentions.get(name_of(node.outputs[0]))
         if attention is None:
@@ -150,29 +148,11 @@ def mend(network: Network, model: ir.Model) -> None:
         for position in (0, 1):
             attention.set_input(position, network.tensors[name_of(node.inputs[position])])
         attention.decomposable = lacks_kernel(node)
-        if node.attributes.get_int("is_causal", 0):
-            attention.causal_kind = network.library.CausalMaskKind.LOWER_RIGHT
-        if (source := kv_lengths(node)) is not None:
-            name = name_of(source)
-            if name not in lengths:
-                lengths[name] = _as_int32(network, name)
-            attention.key_value_lengths = lengths[name]
-
-
-def _as_int32(network: Network, name: str) -> Any:
-    layer = network.definition.add_cast(network.tensors[name], network.library.DataType.INT32)
-    layer.name = f"{name}/int32"
-    return layer.get_output(0)
 
 
 def attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The graph's Attention nodes."""
     return (node for node in model.graph if node.op_type == "Attention")
-
-
-def kv_lengths(node: ir.Node) -> ir.Value | None:
-    """An Attention node's ``nonpad_kv_seqlen``."""
-    return node.inputs[6] if len(node.inputs) > 6 else None
 
 
 def lacks_kernel(node: ir.Node) -> bool:

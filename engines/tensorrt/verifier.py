@@ -10,11 +10,9 @@ from typing import Any
 import onnx_ir as ir
 
 from engines.tensorrt.collectives import verify_collectives
-from engines.tensorrt.lengths import verify_lengths
 from engines.tensorrt.network import (
     Network,
     attention_nodes,
-    kv_lengths,
     lacks_kernel,
     name_of,
 )
@@ -33,7 +31,12 @@ from serving.contract import (
 )
 
 # 64-bit inputs are what the contract has; a scatter along an axis may be computed in another way.
-_HARMLESS_WARNINGS = ("Int64 binding", "will be converted to ScatterElements")
+# A function's nodes have one name wherever it is called.
+_HARMLESS_WARNINGS = (
+    "Int64 binding",
+    "will be converted to ScatterElements",
+    "will not be queryable",
+)
 
 
 def verify(network: Network, model: ir.Model) -> None:
@@ -115,31 +118,23 @@ def _verify_attention(network: Network, model: ir.Model, producers: dict[str, An
             got, asked = attention.get_input(position).name, name_of(node.inputs[position])
             if got != asked:
                 raise VerificationError(f"{where} has the {role} {got!r}, not {asked!r}")
-        causal = bool(node.attributes.get_int("is_causal", 0))
-        kind = kinds.LOWER_RIGHT if causal else kinds.NONE
-        if attention.causal_kind != kind:
-            raise VerificationError(
-                f"{where} has causal kind {attention.causal_kind.name}, not {kind.name}"
-            )
-        lengths = kv_lengths(node)
-        if causal and lengths is None:
-            raise VerificationError(f"{where} is causal and has no KV lengths in the graph")
-        _verify_operand(where, "KV lengths", attention.key_value_lengths, lengths, producers)
-        if lengths is not None:
-            verify_lengths(network, where, attention.key_value_lengths, producers)
-        _verify_operand(where, "mask", attention.mask, node.inputs[3], producers)
+        if attention.causal_kind != kinds.NONE or attention.key_value_lengths is not None:
+            raise VerificationError(f"{where} has a causal kind or KV lengths beside its mask")
+        _verify_mask(where, attention.mask, node.inputs[3], producers)
         if attention.decomposable != lacks_kernel(node):
             raise VerificationError(f"{where} has decomposable = {attention.decomposable}")
 
 
-def _verify_operand(
-    where: str, role: str, tensor: Any, value: ir.Value | None, producers: dict[str, Any]
+def _verify_mask(
+    where: str, tensor: Any, value: ir.Value | None, producers: dict[str, Any]
 ) -> None:
-    """An optional operand is there if the graph has it, and comes from the same value."""
-    if (tensor is None) != (value is None):
-        raise VerificationError(f"{where} has {'no' if tensor is None else 'unasked'} {role}")
-    if tensor is not None and name_of(value) not in origins(tensor, producers):
-        raise VerificationError(f"{where} has {role} {tensor.name!r}, not {name_of(value)!r}")
+    """There is a mask, it is the graph's, and it follows from the lengths of the rows."""
+    if tensor is None or value is None:
+        raise VerificationError(f"{where} has no mask")
+    if name_of(value) not in origins(tensor, producers):
+        raise VerificationError(f"{where} has mask {tensor.name!r}, not {name_of(value)!r}")
+    if PAST_LENGTHS not in ancestors([tensor.name], producers):
+        raise VerificationError(f"the mask of {where} doesn't depend on {PAST_LENGTHS}")
 
 
 def _verify_caches(network: Network, producers: dict[str, Any]) -> None:

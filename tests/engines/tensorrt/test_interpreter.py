@@ -1,12 +1,11 @@
 """What whole networks compute, layer by layer in numpy, against transformers and ONNX Runtime.
 
-This shows that causal kinds, KV lengths and write indices of a mended network mean what we think:
+This shows that masks and write indices of a mended network mean what we think:
 prompts whole and in chunks, then rows of different lengths decoded together.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,9 +25,9 @@ from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
 from tests.engines.passes.graphs import feeds, run
 from tests.engines.tensorrt import decoder_graph
 from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW
-from tests.engines.tensorrt.interpreter import attention, interpret
+from tests.engines.tensorrt.interpreter import interpret
 from tests.engines.tensorrt.interpreter.values import Array
-from tests.engines.tensorrt.test_network import mended, parsed
+from tests.engines.tensorrt.test_network import mended, parsed, without_masks
 
 pytest.importorskip("tensorrt_rtx")
 CAPACITY = 24
@@ -167,51 +166,43 @@ def test_half_precision() -> None:
         np.testing.assert_allclose(got, expected[name], atol=2e-2)
 
 
-def upper_left(network: Network) -> None:
+def upper_left(model: ir.Model) -> Network:
+    return without_masks(model, CAPACITY)
+
+
+def no_mask(model: ir.Model) -> Network:
+    network = without_masks(model, CAPACITY)
     for layer in network.attentions().values():
-        layer.causal_kind = network.library.CausalMaskKind.UPPER_LEFT
+        layer.causal_kind = network.library.CausalMaskKind.NONE
+    return network
 
 
-def no_lengths(network: Network) -> None:
-    for layer in network.attentions().values():
-        layer.key_value_lengths = None
-
-
-def written_at_zero(network: Network) -> None:
+def written_at_zero(model: ir.Model) -> Network:
+    network = network_of(model)
     past = network.tensors[PAST_LENGTHS]
     subtract = network.library.ElementWiseOperation.SUB
     zeros = network.definition.add_elementwise(past, past, subtract).get_output(0)
     indices = network.definition.add_cast(zeros, network.library.DataType.INT32).get_output(0)
     for update in network.layers("KV_CACHE_UPDATE"):
         update.set_input(2, indices)
+    return network
 
 
 @pytest.mark.parametrize(
-    ("change", "a_prompt_is_right"),
-    [(upper_left, True), (no_lengths, False), (written_at_zero, True)],
+    ("wrong_network", "a_prompt_is_right"),
+    [(upper_left, True), (no_mask, False), (written_at_zero, True)],
 )
 def test_a_wrong_network_gives_other_logits(
-    change: Callable[[Network], Any],
+    wrong_network: Callable[[ir.Model], Network],
     a_prompt_is_right: bool,
     checkpoint: Callable[[str], Path],
     decoder: Graphs,
 ) -> None:
     model = decoder("llama")
-    network = network_of(model)
-    change(network)
+    network = wrong_network(model)
     prompt, decoded = errors(played(interpreted(network), model), checkpoint("llama"))
     assert (prompt < TOLERANCE) == a_prompt_is_right
     assert decoded > 0.1
-
-
-def test_the_lower_right_corner_is_at_each_rows_length(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Callable[[str], Path], decoder: Graphs
-) -> None:
-    """What would come out of kernels that take the buffer's end for the corner."""
-    monkeypatch.setattr(attention, "key_ends", lambda lengths, s_kv: np.full_like(lengths, s_kv))
-    model = decoder("llama")
-    prompt, _ = errors(played(interpreted(network_of(model)), model), checkpoint("llama"))
-    assert prompt > 0.1
 
 
 def errors(got: list[Array], checkpoint: Path) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from engines.passes.causal_masks import mask_causal_attention
 from engines.passes.explicit_attention import spell_out_attention
 from engines.passes.fixed_capacity import fix_capacity
 from engines.passes.scaled_queries import scale_queries
@@ -70,10 +71,32 @@ def test_scale_of_a_half_precision_model_is_not_rounded() -> None:
     assert product.inputs[1].dtype == ir.DataType.FLOAT
 
 
+def test_masks_keep_the_numbers() -> None:
+    before, after = decoder(CAUSAL, WINDOW, CAUSAL), decoder(CAUSAL, WINDOW, CAUSAL)
+    fix_capacity(after, CAPACITY)
+    mask_causal_attention(after)
+    first, window, last = attentions(after)
+    assert first.inputs[3] is last.inputs[3]
+    assert window.inputs[3].name == "window_mask"
+    assert all("is_causal" not in node.attributes for node in attentions(after))
+    assert all(len(node.inputs) == 4 for node in attentions(after))
+    assert_same_numbers(before, after, 1e-5)
+
+
+def test_causal_attention_without_lengths_is_refused() -> None:
+    model = decoder(CAUSAL)
+    (node,) = attentions(model)
+    node.resize_inputs(3)
+    with pytest.raises(ValueError, match="attention with a mask of an unknown kind"):
+        mask_causal_attention(model)
+
+
 @pytest.mark.parametrize("layer", [CAPPED, CAPPED_WINDOW], ids=["causal", "window"])
 def test_softcap_in_primitives_keeps_the_numbers(layer: Layer) -> None:
     before, after = decoder(layer), decoder(layer)
     scale_queries(after)
+    fix_capacity(after, CAPACITY)
+    mask_causal_attention(after)
     spell_out_attention(after)
     assert not attentions(after)
     assert_same_numbers(before, after, 1e-5)
@@ -82,6 +105,8 @@ def test_softcap_in_primitives_keeps_the_numbers(layer: Layer) -> None:
 def test_attention_without_softcap_is_left_alone() -> None:
     model = decoder(CAUSAL, CAPPED, WINDOW)
     scale_queries(model)
+    fix_capacity(model, CAPACITY)
+    mask_causal_attention(model)
     spell_out_attention(model)
     assert [node.name for node in attentions(model)] == ["layers.0/Attention", "layers.2/Attention"]
 
