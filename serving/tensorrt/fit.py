@@ -13,7 +13,7 @@ from serving.kv_cache import STORAGE
 # TensorRT wants the address of every tensor to be a multiple of this, a slot's row too.
 ALIGNMENT = 256
 
-ONNXRUNTIME = "run the model with --target onnxruntime"
+ONNXRUNTIME = "take an engine of ONNX Runtime (--target onnxruntime)"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def refuse_driver(driver: Driver) -> None:
     if not driver.version:
         raise UserError(
             "TensorRT's engines need an NVIDIA GPU, and no NVIDIA driver was found here: install "
-            f"one, or {ONNXRUNTIME}."
+            f"NVIDIA's driver, or {ONNXRUNTIME}."
         )
     needed = driver.runtime_version // 1000
     if driver.version // 1000 < needed:
