@@ -1,11 +1,12 @@
 """Execution contexts: an engine's state for steps of one profile, enqueued or captured."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from serving.errors import EngineError
 from serving.tensorrt.bindings import Binding
-from serving.tensorrt.cuda import call, release, runtime_api
+from serving.tensorrt.cuda import CudaError, call, release, runtime_api
 
 
 class StepContext:
@@ -64,7 +65,8 @@ class StepContext:
         try:
             self.enqueue()
         except BaseException:
-            release("cudaStreamEndCapture", self._stream)
+            with suppress(CudaError):
+                release("cudaGraphDestroy", call("cudaStreamEndCapture", self._stream))
             raise
         graph = call("cudaStreamEndCapture", self._stream)
         try:
