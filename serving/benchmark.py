@@ -12,6 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
+from serving.bundle import Target
 from serving.commands.speed import Speed
 from serving.errors import UserError
 from serving.generation import Model
@@ -111,13 +112,20 @@ def _summary(context: int, speeds: list[Speed]) -> ContextSpeed:
     )
 
 
-def measure_loading(bundle: Path, *, threads: int | None, capacity: int, repeats: int) -> LoadCost:
+def measure_loading(
+    bundle: Path,
+    *,
+    threads: int | None,
+    capacity: int,
+    repeats: int,
+    target: Target | None = None,
+) -> LoadCost:
     """Open a bundle in ``repeats`` new processes, one after the other.
 
     Raises UserError if one of them can't open it.
     """
-    command = [sys.executable, "-m", "serving.fresh_load", str(bundle), str(capacity)]
-    command += [] if threads is None else [str(threads)]
+    options = json.dumps({"capacity": capacity, "threads": threads, "target": target})
+    command = [sys.executable, "-m", "serving.fresh_load", str(bundle), options]
     figures = []
     for _ in range(repeats):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

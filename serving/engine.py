@@ -1,10 +1,11 @@
 """The interface that every engine gives the generation loop."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.bundle import DType
 from serving.kv_cache import KVCache
 
 IntArray = npt.NDArray[np.int64]
@@ -39,3 +40,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the engine and its buffers."""
         ...
+
+
+def as_float32(array: npt.NDArray[Any], dtype: DType) -> FloatArray:
+    """Return stored values as float32, the same memory if that is what they are."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)

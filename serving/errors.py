@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake or environment may raise."""
+"""The exceptions that a user's mistake or environment may raise."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Commands print the text, without a traceback, and exit with status 1.
     """
+
+
+class EngineError(UserError):
+    """An engine failed while it was opened or run; it should be closed, and can be opened again."""

@@ -1,6 +1,6 @@
 """Opens a bundle once and prints what that took, as JSON.
 
-python -m serving.fresh_load BUNDLE CAPACITY [THREADS]
+python -m serving.fresh_load BUNDLE OPTIONS, where OPTIONS are parameters of serving.load as JSON
 """
 
 import json
@@ -15,13 +15,12 @@ PROMPT_TOKENS = 32
 
 def main() -> None:
     """Load, generate one token, and print the figures of LoadCost."""
-    bundle, capacity = sys.argv[1], int(sys.argv[2])
-    threads = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    bundle, options = sys.argv[1], json.loads(sys.argv[2])
     before = perf_counter()
-    with load(bundle, slots=1, capacity=capacity, threads=threads, verify=False) as model:
+    with load(bundle, slots=1, verify=False, **options) as model:
         loaded = perf_counter()
         prompt = [index % model.engine.vocab_size for index in range(PROMPT_TOKENS)]
-        model.generate(prompt[: capacity - 1], max_new_tokens=1)
+        model.generate(prompt[: model.engine.cache.capacity - 1], max_new_tokens=1)
         answered = perf_counter()
         figures = {
             "load_seconds": loaded - before,

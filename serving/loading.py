@@ -1,12 +1,14 @@
 """Opening a bundle: its checks, its engine, its tokenizer and its chat template."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle, EngineInfo, Target, open_bundle
 from serving.contract import CONTRACT_VERSION
+from serving.engine import Engine
 from serving.errors import UserError
 from serving.generation import Model
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
-    from serving.engine import Engine
     from serving.onnxruntime import Provider
 
 DEFAULT_CAPACITY = 4096
@@ -37,8 +38,31 @@ class EnginePlan:
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
         return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
 
-    def open(self, provider: "Provider", threads: int | None) -> "Engine":
+    @property
+    def is_tensorrt(self) -> bool:
+        """Whether it is an engine of TensorRT or TensorRT-RTX."""
+        return self.engine.target != "onnxruntime"
+
+    def open(self, provider: "Provider", threads: int | None) -> Engine:
         """Open the engine, or those of its stages, and allocate the KV buffers."""
+        return (
+            self._open_tensorrt() if self.is_tensorrt else self._open_onnxruntime(provider, threads)
+        )
+
+    def _open_tensorrt(self) -> Engine:
+        from serving.tensorrt.engine import TensorrtEngine
+        from serving.tensorrt.opening import kept_kernels
+
+        return TensorrtEngine(
+            self.bundle.path / self.engine.file,
+            self.bundle.manifest.graph,
+            self.engine,
+            slots=self.slots,
+            capacity=self.capacity,
+            runtime_cache=kept_kernels(self.bundle, self.engine),
+        )
+
+    def _open_onnxruntime(self, provider: "Provider", threads: int | None) -> Engine:
         from serving.onnxruntime import OnnxRuntimeEngine
         from serving.pipeline import PipelineEngine
 
@@ -76,16 +100,18 @@ def load(
 
     ``draft`` is the bundle of a smaller model with the same tokens, for speculative decoding.
     ``capacity`` is the most tokens a sequence may have, prompt included (default: the model's
-    maximum, at most 4096), ``slots`` how many sequences run at a time (default: 4). ``provider`` is
-    "cpu" (default) or "cuda", ``threads`` defaults to the physical cores, ``prefill_chunk`` is how
-    many tokens of a prompt run at once. ``prepack`` makes steps of several rows of a float engine
-    faster, for time and memory when it is opened. ``verify`` compares the files' checksums first.
+    maximum, at most 4096), ``slots`` how many sequences run at a time (default: 4). ``target``
+    picks one of the bundle's engines (default: ONNX Runtime's, if there is one). ``provider`` is
+    "cpu" or "cuda" and says where ONNX Runtime runs (default: "cpu"); TensorRT runs on the GPU.
+    ``threads`` defaults to the physical cores, ``prefill_chunk`` is how many tokens of a prompt run
+    at once. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime faster, for
+    time and memory when it is opened. ``verify`` compares the files' checksums first.
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     or the draft has other tokens.
     """
     opened = open_bundle(bundle, verify)
-    engine = _choose_engine(opened, target)
+    engine = choose_engine(opened, target)
     slots = _choose_slots(engine, slots)
     capacity = _choose_capacity(opened, engine, capacity)
     if threads is not None and threads < 1:
@@ -95,15 +121,8 @@ def load(
     if draft is not None:
         plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
 
-    provider = provider or "cpu"
-    if provider == "cpu":
-        _check_memory(plans)
-
-    from serving.onnxruntime import PROVIDERS
-
-    if provider not in PROVIDERS:
-        raise UserError(f"provider is {provider!r}, but must be one of {', '.join(PROVIDERS)}.")
-    engines = [plan.open(provider, threads) for plan in plans]
+    _check_provider(provider, plans)
+    engines = _open(plans, provider or "cpu", threads)
     return Model(
         engines[0],
         opened.manifest.tokens,
@@ -112,6 +131,38 @@ def load(
         prefill_chunk,
         draft=engines[1] if draft is not None else None,
     )
+
+
+def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> None:
+    """Whether everything can run where it shall run."""
+    if provider not in (None, "cpu", "cuda"):
+        raise UserError(f"provider is {provider!r}, but must be one of cpu, cuda.")
+    on_gpu = [plan for plan in plans if plan.is_tensorrt]
+    if on_gpu and provider == "cpu":
+        raise UserError(
+            f"provider is 'cpu', but engines of {on_gpu[0].engine.target} run on a GPU: leave "
+            "provider= out, or take target='onnxruntime'."
+        )
+    if provider in (None, "cpu"):
+        _check_memory([plan for plan in plans if not plan.is_tensorrt])
+    if on_gpu:
+        from serving.tensorrt.opening import Candidate, refuse_unfit
+
+        refuse_unfit(
+            [Candidate(plan.bundle, plan.engine, plan.slots, plan.capacity) for plan in on_gpu]
+        )
+
+
+def _open(plans: list[EnginePlan], provider: "Provider", threads: int | None) -> list[Engine]:
+    """Open all engines, or none."""
+    engines = []
+    with ExitStack() as opened:
+        for plan in plans:
+            engine = plan.open(provider, threads)
+            opened.callback(engine.close)
+            engines.append(engine)
+        opened.pop_all()
+    return engines
 
 
 def _plan_draft(bundle: Bundle, plan: EnginePlan, tokenizer: "Tokenizer | None") -> EnginePlan:
@@ -127,13 +178,18 @@ def _plan_draft(bundle: Bundle, plan: EnginePlan, tokenizer: "Tokenizer | None")
             f"The draft bundle {str(bundle.path)!r} has other tokens than "
             f"{str(plan.bundle.path)!r}: give a smaller model with the same tokenizer."
         )
-    engine = _choose_engine(bundle, None)
+    has_same = bundle.engine(plan.engine.target) is not None
+    engine = choose_engine(bundle, plan.engine.target if has_same else None)
     longest = min(plan.capacity, bundle.manifest.graph.max_length)
     capacity = engine.max_sequence or longest
     return EnginePlan(bundle, engine, _choose_slots(engine, plan.slots), capacity, plan.prepack)
 
 
-def _choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
+def choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
+    """The engine for ``target``; without one ONNX Runtime's, or else the first.
+
+    Raises UserError if the bundle has none, or a graph of another contract.
+    """
     manifest = bundle.manifest
     if manifest.graph.contract_version != CONTRACT_VERSION:
         raise UserError(
@@ -146,23 +202,22 @@ def _choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
             "serve-llm restore and the checkpoint that it was exported from."
         )
     present = [engine.target for engine in manifest.engines]
-    if target is not None and target not in present:
+    wanted = target or ("onnxruntime" if "onnxruntime" in present or not present else present[0])
+    engine = bundle.engine(wanted)
+    if engine is None:
         raise UserError(
-            f"The bundle has no engine for {target}, only for {', '.join(present) or 'nothing'}: "
-            f"export it with --target {target}."
+            f"The bundle has no engine for {wanted}, only for {', '.join(present) or 'nothing'}: "
+            f"export it with --target {wanted}."
         )
-    asked = bundle.engine(target) if target is not None else next(iter(manifest.engines), None)
-    if asked is not None and asked.ranks > 1:
+    if engine.ranks > 1:
         raise UserError(
-            f"The bundle's engine for {asked.target} is split over {asked.ranks} GPUs, with a "
-            "process for each that comes with a later release: export the model without "
-            "--tensor-parallel."
+            f"The bundle's engine for {wanted} is split over {engine.ranks} GPUs, with a process "
+            "for each that comes with a later release: export the model without --tensor-parallel."
         )
-    engine = bundle.engine("onnxruntime")
-    if engine is None or target not in (None, "onnxruntime"):
+    if engine.stages and wanted != "onnxruntime":
         raise UserError(
-            "TensorRT engines need an NVIDIA GPU and a runtime that comes with a later release: "
-            "export the model with --target onnxruntime to run it here."
+            f"The bundle's engine for {wanted} is in stages, which only those of onnxruntime run "
+            "yet: export the model without --stages, or with --target onnxruntime."
         )
     return engine
 
@@ -195,6 +250,8 @@ def _choose_capacity(bundle: Bundle, engine: EngineInfo, capacity: int | None) -
 
 
 def _check_memory(plans: list[EnginePlan]) -> None:
+    if not plans:
+        return
     needed, free = sum(plan.nbytes for plan in plans), free_memory()
     if free is not None and needed > free:
         raise UserError(

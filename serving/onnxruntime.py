@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.bundle import CacheDType, DType, GraphInfo
+from serving.bundle import CacheDType, GraphInfo
 from serving.closing import Closing
 from serving.contract import (
     ELEMENT_TYPE,
@@ -23,7 +23,7 @@ from serving.contract import (
     present_name,
 )
 from serving.cuda import CudaBuffer
-from serving.engine import FloatArray, IntArray
+from serving.engine import FloatArray, IntArray, as_float32
 from serving.errors import UserError
 from serving.kernels import library
 from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
@@ -283,10 +283,3 @@ def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:
 def _host_place(array: npt.NDArray[Any]) -> tuple[str, int, int, tuple[int, ...], int]:
     """Where an array of our own is, in ONNX Runtime's terms."""
     return "cpu", 0, _ELEMENTS[array.dtype], array.shape, array.ctypes.data
-
-
-def as_float32(array: npt.NDArray[Any], dtype: DType) -> FloatArray:
-    """Return stored values as float32, the same memory if that is what they are."""
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32, copy=False)

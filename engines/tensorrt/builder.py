@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from engines.tensorrt.callbacks import (
     Progress,
-    make_log,
     make_monitor,
     make_writer,
     show_nothing,
@@ -20,7 +19,6 @@ from engines.tensorrt.callbacks import (
 from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.interruption import run_interruptibly
-from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend, parse
 from engines.tensorrt.options import BuildOptions
@@ -30,6 +28,8 @@ from engines.tensorrt.summary import describe_build, write_summary
 from engines.tensorrt.verifier import verify
 from serving.bundle import Target
 from serving.errors import UserError
+from serving.tensorrt.library import load_library
+from serving.tensorrt.log import make_log
 
 PREFILL_CHUNK = 512
 DEFAULTS = BuildOptions()

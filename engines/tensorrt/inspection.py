@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.tensorrt.callbacks import make_log
-from engines.tensorrt.library import load_library
 from serving.bundle import EngineInfo
 from serving.errors import UserError
+from serving.tensorrt.library import load_library
+from serving.tensorrt.log import make_log
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The two optimisation profiles of an engine, and the check that they take every step.
 
-``PREFILL_PROFILE`` takes one row of 1 to ``prefill_chunk`` tokens, ``DECODE_PROFILE`` one token of
-each of 1 to ``batch`` rows.
+The first, for prefill, takes one row of 1 to ``prefill_chunk`` tokens, the second, for decoding,
+one token of each of 1 to ``batch`` rows. serving.tensorrt.bindings numbers them.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,6 @@ from typing import Any
 from engines.tensorrt.network import Network
 from engines.tensorrt.tensors import VerificationError
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS, is_hidden
-
-PREFILL_PROFILE, DECODE_PROFILE = 0, 1
 
 Shape = tuple[int, ...]
 

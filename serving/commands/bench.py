@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import bundle_argument, json_option, verify_option
+from serving.commands.options import bundle_argument, json_option, target_option, verify_option
 from serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from serving.bundle import Manifest
+    from serving.bundle import Bundle, EngineInfo, Target
 
 
 def _contexts(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -50,6 +50,7 @@ def _contexts(_: click.Context, parameter: click.Parameter, value: str) -> tuple
     default=5,
     help="Measurements of everything (default: 5).",
 )
+@target_option
 @click.option("--threads", type=int, help="Threads (default: the physical cores).")
 @verify_option
 @json_option
@@ -58,6 +59,7 @@ def bench(
     contexts: tuple[int, ...],
     new_tokens: int,
     repeats: int,
+    target: "Target | None",
     threads: int | None,
     verify: bool,
     as_json: bool,
@@ -65,29 +67,34 @@ def bench(
     """Measure the speed, the load time and the memory of BUNDLE on this machine."""
     from serving.benchmark import measure_loading, measure_speed, peak_memory, read_bandwidth
     from serving.bundle import open_bundle
-    from serving.loading import load
+    from serving.loading import choose_engine, load
     from serving.onnxruntime import physical_cores
 
-    manifest = open_bundle(bundle, verify).manifest
-    capacity = _capacity(manifest, contexts, new_tokens)
+    opened = open_bundle(bundle, verify)
+    engine = choose_engine(opened, target)
+    capacity = _capacity(opened, engine, contexts, new_tokens)
     threads = physical_cores() if threads is None else threads
-    with load(bundle, slots=1, capacity=capacity, threads=threads, verify=False) as model:
+    options: dict[str, Any] = {"target": target, "capacity": capacity, "threads": threads}
+    with load(bundle, slots=1, **options, verify=False) as model:
         with _progress(len(contexts) * (repeats + 1)) as advance:
             speeds = measure_speed(
                 model, contexts, new_tokens=new_tokens, repeats=repeats, progress=advance
             )
         peak = peak_memory()
-    loading = measure_loading(bundle, threads=threads, capacity=capacity, repeats=repeats)
+    loading = measure_loading(bundle, **options, repeats=repeats)
+    # What a GPU reads is not read from this memory.
+    bandwidth = read_bandwidth(threads) if engine.target == "onnxruntime" else None
     document = {
         "bundle": str(bundle),
-        "model": manifest.model.name,
+        "model": opened.manifest.model.name,
+        "target": engine.target,
         "threads": threads,
         "new_tokens": new_tokens,
         "repeats": repeats,
         "contexts": [asdict(speed) for speed in speeds],
         "loading": asdict(loading),
         "peak_memory": peak,
-        "read_bandwidth_gigabytes_per_second": asdict(read_bandwidth(threads)),
+        "read_bandwidth_gigabytes_per_second": bandwidth and asdict(bandwidth),
     }
     if as_json:
         click.echo(json.dumps(document))
@@ -99,15 +106,17 @@ def bench(
     console.print(_cost_table(document))
 
 
-def _capacity(manifest: "Manifest", contexts: tuple[int, ...], new_tokens: int) -> int:
-    needed, most = max(contexts) + new_tokens, manifest.graph.max_length
+def _capacity(
+    bundle: "Bundle", engine: "EngineInfo", contexts: tuple[int, ...], new_tokens: int
+) -> int:
+    needed = max(contexts) + new_tokens
+    most = engine.max_sequence or bundle.manifest.graph.max_length
     if needed > most:
         raise UserError(
             f"A context of {max(contexts)} and {new_tokens} new tokens need {needed} tokens, but "
             f"this model takes {most}: ask for shorter --contexts or fewer --new-tokens."
         )
-    engine = next((e for e in manifest.engines if e.target == "onnxruntime"), None)
-    return engine.max_sequence if engine and engine.max_sequence else needed
+    return engine.max_sequence or needed
 
 
 @contextmanager
@@ -125,17 +134,19 @@ def _progress(steps: int) -> "Iterator[Callable[[], None]]":
 def _speed_table(document: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    bandwidth = document["read_bandwidth_gigabytes_per_second"]["median"]
-    title = f"{document['model']}, {document['threads']} threads, median (from - to)"
+    bandwidth = document["read_bandwidth_gigabytes_per_second"]
+    where = f"{document['threads']} threads" if bandwidth else document["target"]
+    title = f"{document['model']}, {where}, median (from - to)"
     table = Table("context", "first token", "prefill", "decode", "read", title=title)
     for speed in document["contexts"]:
         read = speed["decode_gigabytes_per_second"]
+        share = f", {read['median'] / bandwidth['median']:.0%}" if bandwidth else ""
         table.add_row(
             f"{speed['context']:,}",
             _range(speed["time_to_first_token"], 1e3, "ms"),
             _range(speed["prefill_tokens_per_second"], 1, "tokens/s"),
             _range(speed["decode_tokens_per_second"], 1, "tokens/s"),
-            f"{_range(read, 1, 'GB/s')}, {read['median'] / bandwidth:.0%}",
+            _range(read, 1, "GB/s") + share,
         )
     return table
 
@@ -149,8 +160,8 @@ def _cost_table(document: dict[str, Any]) -> "Table":
     table.add_row("load and first token", _range(loading["first_token_seconds"], 1e3, "ms"))
     table.add_row("peak memory after that", _range(loading["peak_memory"], 1e-6, "MB"))
     table.add_row("peak memory of all of this", f"{document['peak_memory'] / 1e6:,.1f} MB")
-    bandwidth = document["read_bandwidth_gigabytes_per_second"]
-    table.add_row("memory's read bandwidth", _range(bandwidth, 1, "GB/s"))
+    if bandwidth := document["read_bandwidth_gigabytes_per_second"]:
+        table.add_row("memory's read bandwidth", _range(bandwidth, 1, "GB/s"))
     return table
 
 

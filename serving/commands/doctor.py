@@ -57,8 +57,10 @@ def examine() -> Iterator[Check]:
     yield _kernels()
     remedy = "Install export-llm[cuda] in place of onnxruntime, on a machine with an NVIDIA GPU."
     yield _onnxruntime("ONNX Runtime on CUDA", "cuda", remedy)
-    yield _builder("TensorRT-RTX builder", "tensorrt_rtx", "Install export-llm[rtx].")
-    yield _builder("TensorRT builder", "tensorrt", "Install export-llm[tensorrt].")
+    cuda = _cuda()
+    yield cuda
+    yield from _tensorrt("TensorRT-RTX", "tensorrt_rtx", cuda, "Install export-llm[rtx].")
+    yield from _tensorrt("TensorRT", "tensorrt", cuda, "Install export-llm[tensorrt].")
     yield _exporter()
 
 
@@ -101,14 +103,47 @@ def _kernels() -> Check:
     return Check(name, False, "ONNX Runtime's own are used", remedy)
 
 
-def _builder(name: str, module: str, remedy: str) -> Check:
-    if find_spec(module) is None:
-        return Check(name, False, "not installed", remedy)
+def _cuda() -> Check:
+    """CUDA as the runtime of TensorRT's engines sees it: cuda-bindings, driver and first device."""
+    from serving.tensorrt.devices import find_device, find_driver
+    from serving.tensorrt.fit import refuse_driver, version_text
+
+    name = "CUDA for TensorRT"
     try:
-        version = import_module(module).__version__
-    except (ImportError, OSError) as error:
-        return Check(name, False, f"can't be loaded ({error})", remedy)
-    return Check(name, True, f"version {version}; running its engines comes with a later release")
+        driver = find_driver()
+        refuse_driver(driver)
+        device = find_device()
+    except UserError as error:
+        said, _, remedy = str(error).rpartition(": ")
+        return Check(name, False, said, remedy[:1].upper() + remedy[1:])
+    return Check(
+        name,
+        True,
+        f"CUDA {version_text(driver.runtime_version)}, {device.name} of compute capability "
+        f"{device.compute_capability}, {device.free_memory / 1e9:,.1f} of "
+        f"{device.total_memory / 1e9:,.1f} GB free",
+    )
+
+
+def _tensorrt(name: str, module: str, cuda: Check, remedy: str) -> Iterator[Check]:
+    """The builder, which needs the library alone, and the runtime, which needs a GPU too."""
+    version, reason = None, "not installed"
+    if find_spec(module) is not None:
+        try:
+            version = import_module(module).__version__
+        except (ImportError, OSError) as error:
+            reason = f"can't be loaded ({error})"
+    if version is None:
+        yield Check(f"{name} builder", False, reason, remedy)
+        yield Check(f"{name} runtime", False, reason, remedy)
+        return
+    yield Check(f"{name} builder", True, f"version {version}")
+    yield Check(
+        f"{name} runtime",
+        cuda.works,
+        f"version {version}",
+        "" if cuda.works else f"See {cuda.name}.",
+    )
 
 
 def _exporter() -> Check:

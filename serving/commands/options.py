@@ -28,10 +28,18 @@ def verify_option(command: Command) -> Command:
     return add_options(command, (click.option("--verify/--no-verify", default=True, help=text),))
 
 
+def target_option(command: Command) -> Command:
+    """Add --target."""
+    choice = click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"])
+    text = "Which of the bundle's engines (default: ONNX Runtime's, if it has one)."
+    return add_options(command, (click.option("--target", type=choice, help=text),))
+
+
 class LoadOptions(TypedDict):
     """The parameters of serving.load that commands offer."""
 
     draft: Path | None
+    target: Literal["onnxruntime", "tensorrt-rtx", "tensorrt"] | None
     capacity: int | None
     threads: int | None
     provider: Literal["cpu", "cuda"] | None
@@ -75,9 +83,12 @@ def model_options(command: Command) -> Command:
 def load_options(command: Command) -> Command:
     """Add the options that open a bundle for generation: parameters of serving.load."""
     options = (
+        target_option,
         click.option("--capacity", type=int, help="Most tokens of a sequence, prompt included."),
         click.option("--threads", type=int, help="Threads (default: the physical cores)."),
-        click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Where to run."),
+        click.option(
+            "--provider", type=click.Choice(["cpu", "cuda"]), help="Where ONNX Runtime runs."
+        ),
         click.option("--prefill-chunk", type=int, default=512, help="Prompt tokens run at once."),
         click.option(
             "--prepack",

@@ -10,6 +10,10 @@ import pytest
 
 import serving
 from serving import UserError
+from serving.bundle import open_bundle
+from serving.loading import choose_engine
+from serving.onnxruntime import OnnxRuntimeEngine
+from tests.conftest import why_no_gpu
 from tests.serving.tiny_bundle import make_bundle
 from tests.serving.tiny_graph import graph_info
 
@@ -135,11 +139,40 @@ def test_a_draft_counts_in_the_memory_that_is_needed(tmp_path: Path) -> None:
         serving.load(bundle, draft=draft)
 
 
-def test_a_bundle_with_tensorrt_engines_only_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
+def test_tensorrt_engines_need_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.runtime")
     bundle = make_bundle(tmp_path / "bundle", engines=[TENSORRT])
     for target in (None, "tensorrt-rtx"):
-        with pytest.raises(UserError, match=r"NVIDIA GPU .* --target onnxruntime"):
+        with pytest.raises(UserError, match=r"NVIDIA (GPU|driver).*--target onnxruntime"):
             serving.load(bundle, target=target)  # type: ignore[arg-type]
+
+
+def test_tensorrt_engines_do_not_run_on_the_cpu(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[TENSORRT])
+    with pytest.raises(UserError, match=r"provider is 'cpu', .* tensorrt-rtx run on a GPU: leave"):
+        serving.load(bundle, provider="cpu")
+
+
+def test_the_engine_for_onnxruntime_comes_first(tmp_path: Path) -> None:
+    own = {"target": "onnxruntime", "file": "model.onnx", "weight_bytes": 1, "runtime_version": "1"}
+    opened = open_bundle(make_bundle(tmp_path / "bundle", engines=[TENSORRT, own]))
+    assert choose_engine(opened, None).target == "onnxruntime"
+    assert choose_engine(opened, "tensorrt-rtx").target == "tensorrt-rtx"
+    with pytest.raises(UserError, match="no engine for tensorrt, only for tensorrt-rtx, onnxrun"):
+        choose_engine(opened, "tensorrt")
+
+
+def test_a_second_engine_that_fails_closes_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, closed = make_bundle(tmp_path / "bundle"), list[OnnxRuntimeEngine]()
+    broken = make_bundle(tmp_path / "broken")
+    (broken / "model.onnx").write_bytes(bytes((broken / "model.onnx").stat().st_size))
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine))
+    with pytest.raises(UserError, match="can't open the graph"):
+        serving.load(bundle, draft=broken, verify=False)
+    assert len(closed) == 1
 
 
 def test_a_graph_of_another_contract_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from serving.bundle import DType
-from serving.engine import FloatArray
+from serving.engine import FloatArray, as_float32
 from serving.errors import UserError
 from serving.kv_cache import HostBuffer
-from serving.onnxruntime import OnnxRuntimeEngine, Provider, as_float32, physical_cores
+from serving.onnxruntime import OnnxRuntimeEngine, Provider, physical_cores
 from tests.serving.tiny_graph import graph_info, save_graph
 
 CAPACITY, SLOTS = 16, 3

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM
 
 from engines.tensorrt import builder, network, verifier
 from engines.tensorrt.builder import build
-from engines.tensorrt.callbacks import make_log
 from engines.tensorrt.configuration import Portability, configure
-from engines.tensorrt.library import load_library
 from engines.tensorrt.options import BuildOptions
-from engines.tensorrt.profiles import DECODE_PROFILE, PREFILL_PROFILE
 from exporter.tracing import cache_layers, trace
 from serving.bundle import DType, Target
 from serving.errors import UserError
+from serving.tensorrt.bindings import DECODE_PROFILE, PREFILL_PROFILE
+from serving.tensorrt.library import load_library
+from serving.tensorrt.log import make_log
 from tests.engines.tensorrt import decoder_graph
 from tests.engines.tensorrt.decoder_graph import CAPPED_WINDOW, CAUSAL, WINDOW, decoder
 

@@ -10,12 +10,12 @@ import pytest
 from engines.passes.causal_masks import mask_causal_attention
 from engines.passes.fixed_capacity import fix_capacity
 from engines.tensorrt import lowering
-from engines.tensorrt.callbacks import make_log
-from engines.tensorrt.library import load_library
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend, parse
 from serving.bundle import DType
 from serving.errors import UserError
+from serving.tensorrt.library import load_library
+from serving.tensorrt.log import make_log
 from tests.engines.tensorrt.decoder_graph import CAPPED, CAUSAL, WINDOW, Layer, decoder
 
 pytest.importorskip("tensorrt_rtx")

@@ -1,6 +1,6 @@
-"""TensorRT-RTX or TensorRT: the one place that tells them apart.
+"""TensorRT-RTX or TensorRT: the one place that imports them.
 
-Both have the same API. Everything else in this package takes the imported module as ``library``.
+Both have the same API. What builds and what runs engines takes the module as ``library``.
 """
 
 import importlib
