@@ -15,7 +15,7 @@ LogitsDType = Literal["float32", "float16", "bfloat16"]
 
 THREADS = 512  # of a block: MAX_THREADS in sampling.cu
 LARGEST_VOCABULARY = 2**20  # what its fixed-point sums can hold
-WORKSPACE_BYTES = 8 * (4 + 11 * 256 + 1)  # of a row: Workspace in sampling.cu
+WORKSPACE_BYTES = 8 * (3 + 11 * 256 + 1)  # of a row: Workspace in sampling.cu
 
 
 class DeviceSampler(Closing):

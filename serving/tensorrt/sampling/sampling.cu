@@ -32,7 +32,7 @@ struct Parameters {
 
 // One row's intermediate results, zero before the launch.
 struct Workspace {
-    u64 maximum, winner, sum_of_top_k, sum_of_top_p;
+    u64 maximum, winner, sum;
     u64 weights[SCORE_LEVELS + LEVELS][DIGITS];
     u64 arrived;
 };
@@ -203,13 +203,12 @@ struct TopP {
     }
 };
 
-// What is kept: ranks from `border` up that are likely enough beside the maximum.
+// What is kept: ranks from `border` up whose probability is min_p of the likeliest's or more.
 struct Kept {
     u64 border;
-    float maximum, sum, min_p;
+    float maximum, min_p;
     __device__ bool has(float score, int id) const {
-        return rank(score, id) >= border && score >= -0x1.fffffep+127f &&
-               !(exponential(score - maximum) / sum < min_p * (1.f / sum));
+        return rank(score, id) >= border && exponential(score - maximum) >= min_p;
     }
 };
 
@@ -233,12 +232,12 @@ template <class Logit> struct Row {
         return combine<MAXIMUM>(largest, &work.maximum, work);
     }
 
-    __device__ float sum_of_exponentials(u64 border, float maximum, u64 *total) {
+    __device__ float sum_of_exponentials(u64 border, float maximum) {
         u64 sum = 0;
         for (int id = first(); id < vocab; id += stride())
             if (rank(score(id), id) >= border)
                 sum += static_cast<u64>(exponential(score(id) - maximum) * EXPONENTIAL_UNIT);
-        return static_cast<float>(combine<SUM>(sum, total, work)) / EXPONENTIAL_UNIT;
+        return static_cast<float>(combine<SUM>(sum, &work.sum, work)) / EXPONENTIAL_UNIT;
     }
 
     // The rank, to `levels` digits, of the first token that stays when those from `lowest` up are
@@ -285,20 +284,18 @@ template <class Logit> struct Row {
         return digits << DIGIT_BITS * (LEVELS - levels);
     }
 
-    // Top-k, then top-p of what it keeps, then min-p of what that keeps.
+    // Top-k, then top-p of what it keeps; min-p needs no search.
     __device__ Kept kept(float maximum) {
-        Kept result = {0, maximum, 1.f, parameters.min_p};
+        Kept result = {0, maximum, parameters.min_p};
         if (parameters.top_k > 0 && parameters.top_k < vocab) {
             TopK filter = {static_cast<u64>(vocab - parameters.top_k)};
             result.border = border(0, SCORE_LEVELS, filter, work.weights);
         }
         if (parameters.beyond_top_p > 0.f) {
-            float sum = sum_of_exponentials(result.border, maximum, &work.sum_of_top_k);
+            float sum = sum_of_exponentials(result.border, maximum);
             TopP filter = {maximum, sum, parameters.beyond_top_p};
             result.border = border(result.border, LEVELS, filter, work.weights + SCORE_LEVELS);
         }
-        if (parameters.min_p > 0.f)
-            result.sum = sum_of_exponentials(result.border, maximum, &work.sum_of_top_p);
         return result;
     }
 

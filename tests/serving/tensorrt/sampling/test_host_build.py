@@ -272,7 +272,9 @@ def test_nan_is_no_token(host: HostBuild, parameters: SamplingParameters) -> Non
 def test_an_infinite_logit_is_the_token(host: HostBuild) -> None:
     logits = normal(0, 1, 40)
     logits[0, [20, 30]] = np.inf
-    assert host.sample(logits, rows_of(FILTERS[10])).tolist() == [20]
+    rows = rows_of(FILTERS[10])
+    assert host.sample(logits, rows).tolist() == [20]
+    assert rows["drawn"].tolist() == [0]
 
 
 def test_minus_zero_equals_zero(host: HostBuild) -> None:
