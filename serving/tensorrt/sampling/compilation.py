@@ -1,6 +1,6 @@
 """The kernels, compiled for a device when they are first used there, and kept.
 
-NVRTC compiles them in about a second, for exactly the device at hand, and needs no GPU. Shipping
+NVRTC compiles them in a few seconds, for exactly the device at hand, and needs no GPU. Shipping
 PTX instead would put a compiled file into the package that can be older than its source, and that
 drivers older than its compiler refuse.
 """
