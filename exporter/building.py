@@ -96,6 +96,8 @@ def build_engines(
         exact = _write_exact(model, partial / "exact") if graph.is_quantized else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
+        if graph.dtype != "float32":  # CUDA has no attention for it
+            onnxruntime_target.write_for_cuda(partial)
         engines.insert(
             0,
             EngineInfo(

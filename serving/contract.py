@@ -22,6 +22,9 @@ PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
 
+# The graph for ONNX Runtime on CUDA, beside model.onnx, whose weights it reads.
+CUDA_MODEL_FILE = "model.cuda.onnx"
+
 # ONNX's numbers of the element types that the graph's inputs and outputs have.
 INT64 = 7
 ELEMENT_TYPE = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}

@@ -1,6 +1,7 @@
 """Opening a bundle: its checks, its engine, its tokenizer and its chat template."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
-    from serving.onnxruntime import OnnxRuntimeEngine, Provider
+    from serving.engine import Engine
+    from serving.onnxruntime import Provider
 
 DEFAULT_CAPACITY = 4096
 DEFAULT_SLOTS = 4
@@ -36,20 +38,24 @@ class EnginePlan:
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
         return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
 
-    def open(self, provider: "Provider", threads: int | None) -> "OnnxRuntimeEngine":
+    def open(self, provider: "Provider", threads: int | None) -> "Engine":
         """Open the engine and allocate its KV buffers."""
+        file, graph = self.bundle.path / self.engine.file, self.bundle.manifest.graph
+        sizes = {
+            "slots": self.slots,
+            "capacity": self.capacity,
+            "weight_bytes": self.engine.weight_bytes,
+        }
+        if provider == "cuda":
+            from serving.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+            engine = OnnxRuntimeCudaEngine(file, graph, **sizes)
+            for remark in engine.remarks:
+                warnings.warn(remark, stacklevel=3)
+            return engine
         from serving.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(
-            self.bundle.path / self.engine.file,
-            self.bundle.manifest.graph,
-            slots=self.slots,
-            capacity=self.capacity,
-            weight_bytes=self.engine.weight_bytes,
-            provider=provider,
-            threads=threads,
-            prepack=self.prepack,
-        )
+        return OnnxRuntimeEngine(file, graph, **sizes, threads=threads, prepack=self.prepack)
 
 
 def load(

@@ -1,7 +1,11 @@
-"""The ONNX Runtime engine: the graph bound to our own KV memory, updated in place."""
+"""The ONNX Runtime engine on the CPU: the graph bound to our own KV memory, updated in place."""
 
 import os
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +25,10 @@ from serving.contract import (
     past_name,
     present_name,
 )
-from serving.cuda import CudaBuffer
 from serving.engine import FloatArray, IntArray
 from serving.errors import UserError
 from serving.kernels import library
-from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
+from serving.kv_cache import STORAGE, KVCache, aligned_zeros
 
 Provider = Literal["cpu", "cuda"]
 
@@ -35,6 +38,9 @@ PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAEx
 # After steps of so many tokens, memory that the graph's buffers took is given back.
 _PROMPT = 32
 _GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+# Lets a session say which provider runs each node.
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 
 # They would make FusedMatMul of products that aren't rows times weights, which ours isn't for.
 _OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
@@ -47,8 +53,7 @@ class OnnxRuntimeEngine(Closing):
     faster, opening slower, and the weights are no longer shared by processes. Integer weights are
     copied without being asked where our own kernels don't run.
 
-    Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
-    don't fit into memory.
+    Raises UserError if the graph can't be opened or the KV buffers don't fit into memory.
     """
 
     def __init__(
@@ -59,7 +64,6 @@ class OnnxRuntimeEngine(Closing):
         slots: int,
         capacity: int,
         weight_bytes: int = 0,
-        provider: Provider = "cpu",
         threads: int | None = None,
         prepack: bool = False,
     ) -> None:
@@ -67,23 +71,20 @@ class OnnxRuntimeEngine(Closing):
         self.weight_bytes = weight_bytes
         self._dtype = graph.dtype
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
-        self._device = provider
         prepack = prepack or _needs_packing(graph)
         self._session = open_session(
             file,
-            provider,
+            "cpu",
             threads,
             prepack=prepack,
             float32=graph.dtype == "float32",
             float32_cache=graph.cache_dtype == "float32",
         )
-        allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
-        self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, allocate)
+        self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._give_back = ort.RunOptions()
-        if provider == "cpu":
-            self._give_back.add_run_config_entry(*_GIVE_BACK)
+        self._give_back.add_run_config_entry(*_GIVE_BACK)
 
     def step(
         self,
@@ -97,8 +98,7 @@ class OnnxRuntimeEngine(Closing):
         Returns logits [n, k, vocab]. Raises ValueError if the tokens don't fit into the cache.
         """
         n, sequence = input_ids.shape
-        if int(past_lengths.max()) + sequence > self.cache.capacity:
-            raise ValueError(f"the tokens don't fit into a capacity of {self.cache.capacity}")
+        self.cache.check_room(past_lengths, sequence)
         binding = self._binding(first_slot, n)
         bind_input(binding, INPUT_IDS, input_ids)
         bind_input(binding, PAST_LENGTHS, past_lengths)
@@ -119,12 +119,7 @@ class OnnxRuntimeEngine(Closing):
         key = (first_slot, n)
         if key not in self._bindings:
             binding = self._session.io_binding()
-            for layer in range(len(self.cache.layers)):
-                for part in PARTS:
-                    address, shape = self.cache.rows(layer, part, first_slot, n)
-                    place = (self._device, 0, self._cache_element, shape, address)
-                    binding.bind_input(past_name(layer, part), *place)
-                    binding.bind_output(present_name(layer, part), *place)
+            bind_cache(binding, self.cache, "cpu", self._cache_element, first_slot, n)
             self._bindings[key] = binding
         return self._bindings[key]
 
@@ -143,11 +138,12 @@ def open_session(
     prepack: bool = False,
     float32: bool = False,
     float32_cache: bool = False,
+    provider_options: Mapping[str, str] = MappingProxyType({}),
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
 
     ``float32`` says that all floats of its layers are, and ``float32_cache`` that those of its
-    attention are: then our kernels for them may run.
+    attention are: then our kernels for them may run. ``provider_options`` are ONNX Runtime's.
     """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -156,12 +152,23 @@ def open_session(
             "or open the bundle with provider='cpu'."
         )
     try:
-        options = session_options(threads, prepack=prepack)
+        # Kernels for CUDA choose themselves which weights they pack.
+        options = session_options(threads, prepack=prepack or provider == "cuda")
+        if provider == "cuda":
+            options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+            with redirect_stdout(sys.stderr):  # it prints what it can't load
+                ort.preload_dlls()  # CUDA's libraries from the wheels beside onnxruntime-gpu
         kernels = library() if provider == "cpu" else None
         disabled = []
         if kernels:
             disabled = _register(kernels, options, float32=float32, float32_cache=float32_cache)
-        session = ort.InferenceSession(graph, options, [wanted], disabled_optimizers=disabled)
+        session = ort.InferenceSession(
+            graph,
+            options,
+            [(wanted, dict(provider_options))],
+            disabled_optimizers=disabled,
+            enable_fallback=0,  # which would open the graph on the CPU after an error
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -218,6 +225,18 @@ def physical_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
     return len(cores)
+
+
+def bind_cache(
+    binding: ort.IOBinding, cache: KVCache, device: Provider, element: int, first_slot: int, n: int
+) -> None:
+    """Bind past and present of ``n`` slots' rows to one address each: they are updated in place."""
+    for layer in range(len(cache.layers)):
+        for part in PARTS:
+            address, shape = cache.rows(layer, part, first_slot, n)
+            place = (device, 0, element, shape, address)
+            binding.bind_input(past_name(layer, part), *place)
+            binding.bind_output(present_name(layer, part), *place)
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:
