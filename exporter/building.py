@@ -1,6 +1,5 @@
 """Building engines from the standard graph, and what the gates have to run for them."""
 
-import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from engines.tensorrt.callbacks import Progress, show_nothing
 from exporter.gate import Subject, capacity_of
 from exporter.plan import Plan
 from exporter.structure import attention_windows
+from exporter.versions import version_of
 from serving.bundle import EngineInfo, GraphInfo, LayerInfo, Target
 from serving.contract import CONTRACT_VERSION
 
@@ -104,7 +104,7 @@ def build_engines(
                 target="onnxruntime",
                 file=onnxruntime_target.MODEL_FILE,
                 weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
-                runtime_version=importlib.metadata.version("onnxruntime"),
+                runtime_version=version_of("onnxruntime"),
             ),
         )
         subjects.insert(0, Subject(partial, graph, ("onnxruntime",), exact))

@@ -28,7 +28,7 @@ HOST_INPUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["gpt2", "qwen2", "gemma2"])
+@pytest.fixture(scope="module", params=["qwen2", "gemma2"])
 def bundle(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
