@@ -173,12 +173,12 @@ def test_shares_follow_from_bytes_and_operations(tmp_path: Path) -> None:
         weight_bytes=2_000_000_000,
         kv_bytes_per_token=1_000_000,
         layer_parameters=900_000_000,
-        attention_width=10_000,
+        attention_width=1_000_000,
     )
     rates = Rates(bandwidth=1e12, matrix=100e12)
     # 512 tokens and half of 64 behind them: 2.544 GB in 2.544 ms at the bandwidth.
     assert work.decode_bound(544, rates.bandwidth) == pytest.approx(1 / 2.544e-3)
-    flops = 2 * 900e6 * 512 + 2 * 10_000 * 512**2
+    flops = 2 * 900e6 * 512 + 2 * 1_000_000 * 512**2
     recorder = Recorder(tmp_path / "result.json")
     ours = [Round(flops / 50e12, 2.544e-3 / 0.8)] * 3
     peer = [Round(1.0, 2.544e-3 / 0.4)] * 3
