@@ -112,8 +112,12 @@ class OnnxRuntimeCudaEngine(Closing):
             self.step(zeros, zeros[0], zeros)
         except Exception as error:  # ONNX Runtime's errors share no base class but this one
             self.uncaptured = str(error).splitlines()[0]
-            self._decodes.clear()
-            self._session = open_session(file.with_name(CUDA_MODEL_FILE), _DEVICE, None)
+        else:
+            return
+        # The first session's weights must be gone before the second's come.
+        self._decodes.clear()
+        del self._session
+        self._session = open_session(file.with_name(CUDA_MODEL_FILE), _DEVICE, None)
 
     def step(
         self,

@@ -191,6 +191,15 @@ def test_operators_without_a_kernel_are_counted_and_told(
         assert "Squeeze" not in remark
 
 
+def test_loading_warns_of_what_is_slow(bundle: Path, on_host: list[dict[str, Any]]) -> None:
+    with (
+        pytest.warns(UserWarning, match="no CUDA kernel for .* 2 GroupQueryAttention"),
+        load(bundle, provider="cuda", slots=1, capacity=CAPACITY) as model,
+    ):
+        assert isinstance(model.engine, OnnxRuntimeCudaEngine)
+    assert on_host == [{"graph": "model.cuda.onnx", "enable_cuda_graph": "1"}]
+
+
 def test_float32_bundles_are_refused_before_anything_is_opened(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     with pytest.raises(UserError, match=r"takes no float32: export .* --fp16"):

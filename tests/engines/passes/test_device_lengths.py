@@ -105,10 +105,3 @@ def test_it_computes_what_transformers_does(bundle: tuple[Path, Path]) -> None:
     rounding = manifest.parity["tolerance_mean"]  # what the gate measured for this checkpoint
     report = compare(runs, model, engine="CUDA's graph", rounding=rounding)
     assert report.passed, report.reason()
-
-
-def test_float32_bundles_have_no_graph_for_cuda(
-    checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    path = export_bundle(checkpoint("gpt2"), tmp_path / "bundle")
-    assert not (path / "model.cuda.onnx").exists()
