@@ -7,11 +7,13 @@ import onnx_ir.passes.common as common
 
 from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
 from engines.passes.block_quantized_weights import lower_block_quantized_weights
+from engines.passes.device_lengths import keep_lengths_on_device
 from engines.passes.gated_activations import fuse_gated_activations
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
+from serving.contract import CUDA_MODEL_FILE
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -46,3 +48,10 @@ def write(model: ir.Model, directory: Path) -> None:
     ir.save(
         model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, alignment=4096, align_threshold=0
     )
+
+
+def write_for_cuda(directory: Path) -> None:
+    """Write the graph in ``directory`` once more, for CUDA: the weights are those beside it."""
+    model = ir.load(directory / MODEL_FILE)
+    keep_lengths_on_device(model)
+    ir.save(model, directory / CUDA_MODEL_FILE)

@@ -1,6 +1,5 @@
 """Building engines from the standard graph, and what the gates have to run for them."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from engines.tensorrt.callbacks import Progress, show_nothing
 from exporter.gate import Subject, capacity_of
 from exporter.plan import Plan
 from exporter.structure import attention_windows
+from exporter.versions import version_of
 from serving.bundle import EngineInfo, GraphInfo, LayerInfo, Target
 from serving.contract import CONTRACT_VERSION
 
@@ -83,13 +83,15 @@ def build_engines(
         exact = write_exact(model, partial / "exact") if needs_exact else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
+        if graph.dtype != "float32":  # CUDA has no attention for it
+            onnxruntime_target.write_for_cuda(partial)
         engines.insert(
             0,
             EngineInfo(
                 target="onnxruntime",
                 file=onnxruntime_target.MODEL_FILE,
                 weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
-                runtime_version=importlib.metadata.version("onnxruntime"),
+                runtime_version=version_of("onnxruntime"),
             ),
         )
         subjects.insert(0, Subject(partial, graph, ("onnxruntime",), exact))

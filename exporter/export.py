@@ -1,7 +1,6 @@
 """The whole way: checkpoint to graph to engines to a checked bundle."""
 
 import errno
-import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from exporter.stripping import refuse_stripping, strip_engines
 from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
 from exporter.unrolling import trace_unrolled
+from exporter.versions import version_of
 from serving.bundle import DType, Manifest, ModelInfo, Target
 from serving.errors import UserError
 
@@ -223,7 +223,7 @@ def _export_into(
         manifest = Manifest(
             format_version=1,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            built_with={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            built_with={tool: version_of(tool) for tool in _TOOLS},
             model=ModelInfo(
                 name=plan.model,
                 architecture=plan.architecture,

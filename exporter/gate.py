@@ -1,6 +1,5 @@
 """Running the parity gate on everything that an export built."""
 
-import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from exporter.parity import (
     run_engine,
 )
 from exporter.plan import DTYPES, Plan
+from exporter.versions import version_of
 from serving.bundle import GraphInfo, Target
 from serving.engine import IntArray
 from serving.onnxruntime import OnnxRuntimeEngine
@@ -84,7 +84,7 @@ class Subject:
 
     def describe(self) -> str:
         """Say what was run."""
-        where = f"in ONNX Runtime {importlib.metadata.version('onnxruntime')} on the CPU"
+        where = f"in ONNX Runtime {version_of('onnxruntime')} on the CPU"
         where = f"in {len(self.stages)} stages {where}" if self.stages else where
         if self.is_engine:
             return f"the engine {where}"

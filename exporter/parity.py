@@ -194,9 +194,10 @@ def compare(
 
 def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
     """Logits of every position in one pass of transformers, float32 [positions, vocab]."""
+    ids = torch.tensor([list(tokens)], device=model.device)
     with torch.no_grad():
-        output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, return_dict=True)
-    logits: Floats = output.logits[0].float().numpy()
+        output = model(input_ids=ids, use_cache=False, return_dict=True)
+    logits: Floats = output.logits[0].float().cpu().numpy()
     return logits
 
 

@@ -29,6 +29,9 @@ LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
 _HIDDEN = "hidden_states."
 
+# The graph for ONNX Runtime on CUDA, beside model.onnx, whose weights it reads.
+CUDA_MODEL_FILE = "model.cuda.onnx"
+
 # ONNX's numbers of the element types that the graph's inputs and outputs have.
 INT64 = 7
 ELEMENT_TYPE = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}

@@ -104,6 +104,11 @@ class KVCache:
         row_bytes = buffer.nbytes // self.slots
         return buffer.address + first_slot * row_bytes, (n, heads, capacity, dim)
 
+    def check_room(self, past_lengths: npt.NDArray[np.int64], new: int) -> None:
+        """Raise ValueError if ``new`` tokens behind the past ones don't fit into every row."""
+        if int(past_lengths.max()) + new > self.capacity:
+            raise ValueError(f"the tokens don't fit into a capacity of {self.capacity}")
+
     def move(self, from_slot: int, to_slot: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot over another slot."""
         for buffer in self.buffers.values():

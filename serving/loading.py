@@ -1,6 +1,7 @@
 """Opening a bundle: its checks, its engine, its tokenizer and its chat template."""
 
 import json
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,9 @@ class EnginePlan:
 
     def open(self, provider: "Provider", threads: int | None) -> Engine:
         """Open the engine, or those of its stages, and allocate the KV buffers."""
-        return (
-            self._open_tensorrt() if self.is_tensorrt else self._open_onnxruntime(provider, threads)
-        )
+        if self.is_tensorrt:
+            return self._open_tensorrt()
+        return self._open_on_cuda() if provider == "cuda" else self._open_on_cpu(threads)
 
     def _open_tensorrt(self) -> Engine:
         from serving.tensorrt.engine import TensorrtEngine
@@ -62,7 +63,26 @@ class EnginePlan:
             runtime_cache=kept_kernels(self.bundle, self.engine),
         )
 
-    def _open_onnxruntime(self, provider: "Provider", threads: int | None) -> Engine:
+    def _open_on_cuda(self) -> Engine:
+        from serving.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        if self.engine.stages:
+            raise UserError(
+                "The bundle's engine is in stages, which run on the CPU only: leave provider out, "
+                "or export the model without --stages."
+            )
+        engine = OnnxRuntimeCudaEngine(
+            self.bundle.path / self.engine.file,
+            self.bundle.manifest.graph,
+            slots=self.slots,
+            capacity=self.capacity,
+            weight_bytes=self.engine.weight_bytes,
+        )
+        for remark in engine.remarks:
+            warnings.warn(remark, stacklevel=4)
+        return engine
+
+    def _open_on_cpu(self, threads: int | None) -> Engine:
         from serving.onnxruntime import OnnxRuntimeEngine
         from serving.pipeline import PipelineEngine
 
@@ -73,7 +93,6 @@ class EnginePlan:
                 slots=self.slots,
                 capacity=self.capacity,
                 weight_bytes=weight_bytes,
-                provider=provider,
                 threads=threads,
                 prepack=self.prepack,
                 takes_turns=bool(self.engine.stages),

@@ -1,7 +1,11 @@
-"""The ONNX Runtime engine: the graph bound to our own KV memory, updated in place."""
+"""The ONNX Runtime engine on the CPU: the graph bound to our own KV memory, updated in place."""
 
 import os
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +26,10 @@ from serving.contract import (
     past_name,
     present_name,
 )
-from serving.cuda import CudaBuffer
 from serving.engine import FloatArray, IntArray, as_float32
 from serving.errors import UserError
 from serving.kernels import library
-from serving.kv_cache import STORAGE, Allocate, HostBuffer, KVCache, aligned_zeros
+from serving.kv_cache import STORAGE, KVCache, aligned_zeros
 from serving.pipeline import HiddenBuffer, HiddenStates
 
 Provider = Literal["cpu", "cuda"]
@@ -45,6 +48,9 @@ _FLOATS: dict[str, CacheDType] = {
 }
 _ELEMENTS = {STORAGE[name]: ELEMENT_TYPE[name] for name in _FLOATS.values()}
 
+# Lets a session say which provider runs each node.
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+
 # They would make FusedMatMul of products that aren't rows times weights, which ours isn't for.
 _OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
 
@@ -58,8 +64,7 @@ class OnnxRuntimeEngine(Closing):
     copied without being asked where our own kernels don't run. ``takes_turns`` says that other
     engines run between two steps of this one.
 
-    Raises UserError if the provider isn't installed, the graph can't be opened or the KV buffers
-    don't fit into memory.
+    Raises UserError if the graph can't be opened or the KV buffers don't fit into memory.
     """
 
     def __init__(
@@ -70,7 +75,6 @@ class OnnxRuntimeEngine(Closing):
         slots: int,
         capacity: int,
         weight_bytes: int = 0,
-        provider: Provider = "cpu",
         threads: int | None = None,
         prepack: bool = False,
         takes_turns: bool = False,
@@ -79,23 +83,19 @@ class OnnxRuntimeEngine(Closing):
         self.weight_bytes = weight_bytes
         self._dtype = graph.dtype
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
-        self._device = provider
         prepack = prepack or _needs_packing(graph)
         self._session = open_session(
             file,
-            provider,
+            "cpu",
             threads,
             prepack=prepack,
             float32=graph.dtype == "float32",
             float32_cache=graph.cache_dtype == "float32",
             takes_turns=takes_turns,
         )
-        allocate: Allocate = HostBuffer if provider == "cpu" else CudaBuffer
         numbers = cached_layers(value.name for value in self._session.get_inputs())
         layers = [graph.layers[number] for number in numbers]
-        self.cache = KVCache(
-            layers, graph.cache_dtype, slots, capacity, allocate, first_layer=numbers[0]
-        )
+        self.cache = KVCache(layers, graph.cache_dtype, slots, capacity, first_layer=numbers[0])
         tokens = max(slots, capacity)  # of several new tokens, rows go one by one
         self._hidden = {
             value.name: HiddenBuffer(value.shape[2:], _FLOATS[value.type], tokens)
@@ -105,8 +105,7 @@ class OnnxRuntimeEngine(Closing):
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._give_back = ort.RunOptions()
-        if provider == "cpu":
-            self._give_back.add_run_config_entry(*_GIVE_BACK)
+        self._give_back.add_run_config_entry(*_GIVE_BACK)
 
     def step(
         self,
@@ -148,8 +147,7 @@ class OnnxRuntimeEngine(Closing):
     ) -> ort.IOBinding:
         """The binding of n slots with the inputs of all stages bound."""
         n, sequence = input_ids.shape
-        if int(past_lengths.max()) + sequence > self.cache.capacity:
-            raise ValueError(f"the tokens don't fit into a capacity of {self.cache.capacity}")
+        self.cache.check_room(past_lengths, sequence)
         binding = self._binding(first_slot, n)
         bind_input(binding, INPUT_IDS, input_ids)
         bind_input(binding, PAST_LENGTHS, past_lengths)
@@ -170,11 +168,7 @@ class OnnxRuntimeEngine(Closing):
         key = (first_slot, n)
         if key not in self._bindings:
             binding = self._session.io_binding()
-            for layer, part in self.cache.buffers:
-                address, shape = self.cache.rows(layer, part, first_slot, n)
-                place = (self._device, 0, self._cache_element, shape, address)
-                binding.bind_input(past_name(layer, part), *place)
-                binding.bind_output(present_name(layer, part), *place)
+            bind_cache(binding, self.cache, "cpu", self._cache_element, first_slot, n)
             self._bindings[key] = binding
         return self._bindings[key]
 
@@ -194,12 +188,14 @@ def open_session(
     float32: bool = False,
     float32_cache: bool = False,
     takes_turns: bool = False,
+    provider_options: Mapping[str, str] = MappingProxyType({}),
 ) -> ort.InferenceSession:
     """Open a graph on one provider; raises UserError if that provider or the graph is unusable.
 
     ``float32`` says that all floats of its layers are, and ``float32_cache`` that those of its
     attention are: then our kernels for them may run. Of sessions that ``takes_turns``, threads stop
     at the end of a run: spinning on, they would hold the cores that the next session needs.
+    ``provider_options`` are ONNX Runtime's.
     """
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -208,13 +204,24 @@ def open_session(
             "or open the bundle with provider='cpu'."
         )
     try:
-        options = session_options(threads, prepack=prepack)
+        # Kernels for CUDA choose themselves which weights they pack.
+        options = session_options(threads, prepack=prepack or provider == "cuda")
+        if provider == "cuda":
+            options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+            with redirect_stdout(sys.stderr):  # it prints what it can't load
+                ort.preload_dlls()  # CUDA's libraries from the wheels beside onnxruntime-gpu
         options.add_session_config_entry("session.force_spinning_stop", str(int(takes_turns)))
         kernels = library() if provider == "cpu" else None
         disabled = []
         if kernels:
             disabled = _register(kernels, options, float32=float32, float32_cache=float32_cache)
-        session = ort.InferenceSession(graph, options, [wanted], disabled_optimizers=disabled)
+        session = ort.InferenceSession(
+            graph,
+            options,
+            [(wanted, dict(provider_options))],
+            disabled_optimizers=disabled,
+            enable_fallback=0,  # which would open the graph on the CPU after an error
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -271,6 +278,17 @@ def physical_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
     return len(cores)
+
+
+def bind_cache(
+    binding: ort.IOBinding, cache: KVCache, device: Provider, element: int, first_slot: int, n: int
+) -> None:
+    """Bind past and present of ``n`` slots' rows to one address each: they are updated in place."""
+    for layer, part in cache.buffers:
+        address, shape = cache.rows(layer, part, first_slot, n)
+        place = (device, 0, element, shape, address)
+        binding.bind_input(past_name(layer, part), *place)
+        binding.bind_output(present_name(layer, part), *place)
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:

@@ -139,6 +139,11 @@ def test_chat_ends_by_itself(model: Model) -> None:
     assert longer.finish_reason == "length"
 
 
+def test_only_half_precision_has_a_graph_for_cuda(bundle: Path, half_bundle: Path) -> None:
+    assert not (bundle / "model.cuda.onnx").exists()
+    assert (half_bundle / "model.cuda.onnx").exists()
+
+
 def test_report(bundle: Path, trained_checkpoint: Path) -> None:
     report = json.loads((bundle / "report.json").read_text())
     assert report["plan"]["model"] == trained_checkpoint.name

@@ -27,6 +27,8 @@ TOP = 10.0
 class Reference:
     """Stands for a transformers model: prefers the next token by 1, with logits up to ``TOP``."""
 
+    device = torch.device("cpu")
+
     def __init__(self, tie: float = 1.0, *, nan: bool = False) -> None:
         self.tie, self.nan = tie, nan
 
