@@ -10,7 +10,6 @@ from time import monotonic, sleep
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from engines.tensorrt.library import load_library
 
 from exporter.parity import Comparison, Divergence, ParityReport
 from exporter.versions import version_of
@@ -25,6 +24,7 @@ from scripts.gpu.rates import Rates
 from scripts.gpu.rtx import build_relu, make_log
 from scripts.gpu.speed import COMPILED, Round, Work, in_turns, report_rounds
 from scripts.gpu.steps import STEPS, find_step
+from serving.tensorrt.library import load_library
 from tests.conftest import ROOT, why_no_gpu
 from tests.serving.tiny_bundle import make_bundle
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from engines.tensorrt.library import load_library
-
 from scripts.gpu.outcome import Recorder
 from serving.errors import UserError
+from serving.tensorrt.library import load_library
 
 VALUES = [-2.0, -0.5, 0.0, 3.0]
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import serving
 from engines.tensorrt import builder
+from engines.tensorrt.configuration import Portability
 from exporter import building
 from serving.bundle import open_bundle
 from serving.cli import main as serve
@@ -45,7 +46,7 @@ def test_the_gate_runs_all_ranks(
         return [split(model, ranks)[0] for _ in range(ranks)]
 
     def no_build(*_: object, **__: object) -> builder.EngineFile:
-        return builder.EngineFile("model.engine", "0", ())
+        return builder.EngineFile("model.engine", "0", Portability((), None, False), 64)
 
     split = building.split_into_ranks
     monkeypatch.setattr(builder, "build", no_build)
