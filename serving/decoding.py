@@ -139,12 +139,15 @@ class Sequence:
         else:
             target = distribution(*conditions)
             token_id = sample_after_draft(target, draft_probabilities, drafted, self.random)
+        top = self.sampling.logprobs
+        return self.append(token_id, None if top is None else log_probs(logits, token_id, top))
+
+    def append(self, token_id: int, logprobs: LogProbs | None = None) -> Token:
+        """Take a token that was chosen."""
         self._ids[self._length] = token_id
         self._length += 1
         text, reason = self._advance(token_id)
         self.finished = reason is not None
-        top = self.sampling.logprobs
-        logprobs = None if top is None else log_probs(logits, token_id, top)
         return Token(self._index, token_id, text, reason, logprobs)
 
     def _advance(self, token_id: int) -> tuple[str, FinishReason | None]:

@@ -1,5 +1,7 @@
 """The interface that every engine gives the generation loop."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -7,9 +9,48 @@ import numpy.typing as npt
 
 from serving.bundle import DType
 from serving.kv_cache import KVCache
+from serving.sampling import SamplingParameters
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow:
+    """A sequence whose next tokens an engine chooses: its newest token goes to ``past_length``.
+
+    ``seed`` (64 bits) and how many tokens were ``chosen`` so far say which noise comes next.
+    """
+
+    last_id: int
+    past_length: int
+    sampling: SamplingParameters
+    seed: int
+    chosen: int
+
+
+class TokenChooser(Protocol):
+    """Decode steps of an engine that chooses the tokens too: only their ids come to the host.
+
+    Each step reads the tokens of the one before where they are, so a step can be enqueued before
+    the tokens that it begins with were read here.
+    """
+
+    def takes(self, sampling: SamplingParameters, min_new_tokens: int) -> bool:
+        """Whether it can choose by these parameters; if not, choose from the logits of a step."""
+        ...
+
+    def start(self, rows: Sequence[ChoiceRow]) -> None:
+        """Begin anew with these sequences in the slots from 0 on; what wasn't read is dropped."""
+        ...
+
+    def enqueue(self) -> None:
+        """Enqueue a decode step of all rows. At most two may be unread."""
+        ...
+
+    def read(self) -> IntArray:
+        """Wait for the oldest unread step; returns token ids [n], -1 where its logits had NaN."""
+        ...
 
 
 class Engine(Protocol):
@@ -21,6 +62,11 @@ class Engine(Protocol):
     cache: KVCache
     vocab_size: int
     weight_bytes: int
+
+    @property
+    def chooser(self) -> TokenChooser | None:
+        """What chooses tokens beside the engine; None where the host does, from logits."""
+        ...
 
     def step(
         self,

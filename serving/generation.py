@@ -18,6 +18,7 @@ from serving.draft_model import DraftModel
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import UserError
 from serving.prompt_lookup import PromptLookup
+from serving.run_ahead import RunAhead
 from serving.sampling import LogProbs, SamplingParameters
 from serving.speculation import Speculation, SpeculationMethod
 
@@ -172,7 +173,7 @@ class Model(Closing):
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         self._check_limits(limits)
-        advance = self._advance(speculation)
+        advance = self._advance(speculation, sampling, limits)
         batch, is_single = _as_batch(prompts)
         encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
         tokens = self._run(encoded, sampling, limits, advance)
@@ -240,9 +241,13 @@ class Model(Closing):
         with self._exclusive():
             yield from decoding.generate(self.engine, sequences, self._chunk, advance)
 
-    def _advance(self, speculation: SpeculationMethod | None) -> decoding.Advance:
+    def _advance(
+        self, speculation: SpeculationMethod | None, sampling: SamplingParameters, limits: Limits
+    ) -> decoding.Advance:
+        chooser = self.engine.chooser
         if speculation is None:
-            return decoding.decode
+            chooses = chooser is not None and chooser.takes(sampling, limits.min_new_tokens)
+            return RunAhead(chooser).advance if chooser and chooses else decoding.decode
         if speculation == "prompt-lookup":
             return Speculation(PromptLookup, self._step_costs).advance
         if speculation != "draft":

@@ -67,6 +67,8 @@ class OnnxRuntimeEngine(Closing):
     Raises UserError if the graph can't be opened or the KV buffers don't fit into memory.
     """
 
+    chooser = None
+
     def __init__(
         self,
         file: Path,

@@ -66,6 +66,8 @@ class OnnxRuntimeCudaEngine(Closing):
     installed, the graph can't be opened or the KV buffers don't fit into the GPU's memory.
     """
 
+    chooser = None
+
     def __init__(
         self, file: Path, graph: GraphInfo, *, slots: int, capacity: int, weight_bytes: int = 0
     ) -> None:

@@ -75,6 +75,8 @@ class PipelineEngine(Closing):
     lowering ``past_lengths``, is for the generation loop as with one engine.
     """
 
+    chooser = None
+
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._stages = list(stages)
         self.cache: KVCache = PipelineCache([stage.cache for stage in stages])

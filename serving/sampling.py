@@ -67,9 +67,26 @@ class LogProbs:
     top: tuple[tuple[int, float], ...]
 
 
+def no_number() -> UserError:
+    """Return the error of logits that hold NaN."""
+    return UserError(
+        "The engine returned NaN for this prompt, its precision overflows: "
+        "export the model again in float32 or with --bf16."
+    )
+
+
 def random_state(seed: int | None) -> np.random.Generator:
     """Return one sequence's random state; a seed of None takes fresh entropy."""
     return np.random.Generator(np.random.PCG64(seed))
+
+
+def choice_seed(seed: int | None) -> int:
+    """Return the 64-bit seed of a sequence's noise where an engine chooses its tokens.
+
+    A seed of None takes fresh entropy. Whoever draws a sequence in parts keeps it, so that the
+    parts continue each other.
+    """
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
 def sample(
@@ -143,10 +160,7 @@ def _penalized(
 ) -> FloatArray:
     scores = penalize(logits, parameters, prompt_ids, generated_ids)
     if np.isnan(scores[scores.argmax()]):
-        raise UserError(
-            "The engine returned NaN for this prompt, its precision overflows: "
-            "export the model again in float32 or with --bf16."
-        )
+        raise no_number()
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from serving.tensorrt.context import StepContext
 from serving.tensorrt.cuda import Memory, call, release, runtime_api
 from serving.tensorrt.deserialized import DeserializedEngine
 from serving.tensorrt.staging import Staging
+
+if TYPE_CHECKING:
+    from serving.tensorrt.decode_loop import DecodeLoop
 
 # Positions of a prompt's step that get logits; of more, the step is split.
 LOGITS_ROOM = 64
@@ -89,6 +92,7 @@ class TensorrtEngine(Closing):
         self._room = room
         # The steps of all contexts run one after the other, so they may use the same memory.
         self._activations = memory.zeros(self._engine.activation_bytes)
+        self.chooser = self._open_chooser(memory)
         self._prefiller = self._engine.context(
             PREFILL_PROFILE, self._activations, self._stream, "LAZY"
         )
@@ -116,21 +120,35 @@ class TensorrtEngine(Closing):
             return self._decode(input_ids, past_lengths, logits_positions, first_slot)
         return self._prefill(input_ids, past_lengths, logits_positions, first_slot)
 
+    def _open_chooser(self, memory: Memory) -> "DecodeLoop":
+        # Its kernels need CUDA's driver, which is known to be there only by now.
+        from serving.tensorrt.decode_loop import DecodeLoop
+        from serving.tensorrt.sampling.sampler import DeviceSampler
+
+        sampler = DeviceSampler(self.cache.slots, self.vocab_size, self._dtype)
+        self._resources.callback(sampler.close)
+        loop = DecodeLoop(self._enqueue_decode, self._newest, sampler, memory, self._stream)
+        self._resources.callback(loop.close)
+        return loop
+
     def _decode(
         self, input_ids: IntArray, past_lengths: IntArray, logits_positions: IntArray, slot: int
     ) -> FloatArray:
-        """Run one token of each row: the captured step, if there is one."""
+        """Run one token of each row."""
         rows = len(input_ids)
-        context = self._decoder(slot, rows)
         self._newest.put(input_ids, past_lengths, logits_positions, self._stream)
+        self._enqueue_decode(rows, slot)
+        return self._logits(self._newest, rows, 1)
+
+    def _enqueue_decode(self, rows: int, slot: int = 0) -> None:
+        """Enqueue a decode step over the newest tokens: the captured one, if there is one."""
+        context = self._decoder(slot, rows)
         if context.is_captured:
             context.launch()
-            return self._logits(self._newest, rows, 1)
+            return
         self._enqueue(context, self._newest, slot, (rows, 1, 1))
-        logits = self._logits(self._newest, rows, 1)
         if self._cuda_graphs:
             context.capture()
-        return logits
 
     def _decoder(self, first_slot: int, rows: int) -> StepContext:
         """The context of decode steps over these slots, whose addresses never change."""
@@ -154,7 +172,10 @@ class TensorrtEngine(Closing):
             self._prompt.put(ids, past_lengths + part.start, positions, self._stream)
             shape = (1, ids.shape[1], len(positions))
             self._enqueue(self._prefiller, self._prompt, slot, shape)
-            logits[:, indices] = self._logits(self._prompt, 1, len(positions))[:, : len(indices)]
+            if len(indices):
+                logits[:, indices] = self._logits(self._prompt, 1, len(positions))
+            else:
+                self._wait()  # the staging's memory is the next chunk's too
         return logits
 
     def _enqueue(
@@ -169,10 +190,14 @@ class TensorrtEngine(Closing):
     def _logits(self, staging: Staging, rows: int, positions: int) -> FloatArray:
         """Wait for the logits of the enqueued step; a copy [rows, positions, vocab]."""
         stored: npt.NDArray[Any] = staging.fetch(rows, positions, self._stream)
-        call("cudaEventRecord", self._arrived, self._stream)
-        call("cudaEventSynchronize", self._arrived)
+        self._wait()
         # What is page-locked is gone after close.
         return as_float32(stored.copy() if self._dtype == "float32" else stored, self._dtype)
+
+    def _wait(self) -> None:
+        """Wait for all that is enqueued."""
+        call("cudaEventRecord", self._arrived, self._stream)
+        call("cudaEventSynchronize", self._arrived)
 
     def _close_contexts(self) -> None:
         release("cudaStreamSynchronize", self._stream)

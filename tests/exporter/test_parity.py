@@ -122,6 +122,7 @@ class RecordingEngine:
 
     vocab_size = VOCAB
     weight_bytes = 0
+    chooser = None
 
     def __init__(self) -> None:
         self.cache = KVCache((), "float32", 3, 256, HostBuffer)

@@ -37,6 +37,8 @@ def continuation(ids: list[int], new: int, rule: NextToken = next_token) -> list
 class CountingEngine(Closing):
     """Keeps token ids as keys; a wrong slot, length or move therefore changes what follows."""
 
+    chooser = None
+
     def __init__(
         self, slots: int = 3, capacity: int = 100, rule: NextToken = next_token, vocab: int = VOCAB
     ) -> None:

@@ -15,7 +15,7 @@ ROW = np.dtype(
         ("beyond_top_p", np.float32),
         ("min_p", np.float32),
         ("seed", np.uint64),
-        ("drawn", np.uint64),
+        ("chosen", np.uint64),
     ]
 )
 Rows = npt.NDArray[np.void]
@@ -36,20 +36,12 @@ def runs_on_device(parameters: SamplingParameters, min_new_tokens: int = 0) -> b
     )
 
 
-def device_seed(seed: int | None) -> int:
-    """Return the 64-bit seed of a sequence's noise; None takes fresh entropy.
-
-    Whoever draws a sequence in parts keeps it, so that the parts continue each other.
-    """
-    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-
-
 def device_rows(
-    parameters: Sequence[SamplingParameters], seeds: Sequence[int], drawn: Sequence[int]
+    parameters: Sequence[SamplingParameters], seeds: Sequence[int], chosen: Sequence[int]
 ) -> Rows:
-    """Return [n] rows of ROW: one for each sequence, with its ``device_seed``.
+    """Return [n] rows of ROW: one for each sequence, with its ``choice_seed``.
 
-    ``drawn`` is how many tokens it has drawn so far. The noise is a function of the seed, that
+    ``chosen`` is how many tokens it has so far. The noise is a function of the seed, that
     number and the token id, so it depends on nothing else in the batch.
     """
     rows = np.zeros(len(parameters), ROW)
@@ -58,5 +50,5 @@ def device_rows(
     rows["beyond_top_p"] = [1 - p.top_p for p in parameters]
     rows["min_p"] = [p.min_p for p in parameters]
     rows["seed"] = seeds
-    rows["drawn"] = drawn
+    rows["chosen"] = chosen
     return rows

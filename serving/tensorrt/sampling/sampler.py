@@ -7,7 +7,7 @@ from typing import Any, Literal
 from cuda.bindings import driver
 
 from serving.closing import Closing
-from serving.errors import UserError
+from serving.errors import EngineError, UserError
 from serving.tensorrt.sampling.compilation import kernels
 from serving.tensorrt.sampling.parameters import ROW, Rows
 
@@ -49,7 +49,7 @@ class DeviceSampler(Closing):
     def write(self, first_row: int, parameters: Rows, stream: int) -> None:
         """Give rows from ``first_row`` on their ``parameters`` [n], in the order of the stream.
 
-        Rows keep them, and count what they draw, until they are written again: when a sequence
+        Rows keep them, and count their tokens, until they are written again: when a sequence
         begins or moves to another row.
         """
         if not 0 <= first_row <= first_row + len(parameters) <= self.rows:
@@ -57,18 +57,19 @@ class DeviceSampler(Closing):
         to = self._parameters + first_row * ROW.itemsize
         call(driver.cuMemcpyHtoDAsync, to, parameters.tobytes(), parameters.nbytes, stream)
 
-    def launch(self, logits: int, tokens: int, rows: int, stream: int) -> None:
+    def launch(self, logits: int, tokens: int, lengths: int, rows: int, stream: int) -> None:
         """Choose a token for each of the first ``rows`` rows; enqueues and returns.
 
         ``logits`` is the device address of [rows, vocab] and ``tokens`` that of int64 [rows], which
-        may be the next step's input_ids. A row with NaN gets -1. Allocates nothing and waits for
+        may be the next step's input_ids. ``lengths`` is 0, or the address of its past_lengths,
+        int64 [rows]: each grows by one. A row with NaN gets -1. Allocates nothing and waits for
         nothing, so a CUDA graph can capture it: a memset and a kernel. It has one workspace, so
         launches must follow each other: on one stream, or on several that wait for each other.
         """
         blocks = blocks_of_a_row(rows, self.vocab, self._processors)
-        values = (logits, self.vocab, self._parameters, self._workspace, tokens)
+        values = (logits, self.vocab, self._parameters, self._workspace, tokens, lengths)
         pointer = ctypes.c_void_p
-        arguments = (values, (pointer, ctypes.c_int, pointer, pointer, pointer))
+        arguments = (values, (pointer, ctypes.c_int, pointer, pointer, pointer, pointer))
         call(driver.cuMemsetD8Async, self._workspace, 0, rows * WORKSPACE_BYTES, stream)
         where = (self._kernel, blocks, rows, 1, THREADS, 1, 1, 0, stream)
         if blocks > 1:
@@ -89,8 +90,11 @@ def blocks_of_a_row(rows: int, vocab: int, processors: int) -> int:
 
 
 def call(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call the CUDA driver and return what it gives; raises RuntimeError that says which call."""
+    """Call the CUDA driver and return what it gives; raises EngineError that says which call."""
     status, *results = function(*arguments)
     if status:
-        raise RuntimeError(f"{function.__name__} failed: {status!r}")
+        raise EngineError(
+            f"{function.__name__} failed with {status.name}: close the model and load it again, in "
+            "a new process if that fails too."
+        )
     return results[0] if len(results) == 1 else tuple(results)

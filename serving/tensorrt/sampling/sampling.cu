@@ -27,7 +27,7 @@ struct Parameters {
     float beyond_top_p; // 1 - top_p; 0: all
     float min_p;        // 0: all
     u64 seed;
-    u64 drawn; // how many tokens were drawn with this seed; counted here
+    u64 chosen; // how many tokens were chosen with this seed; counted here
 };
 
 // One row's intermediate results, zero before the launch.
@@ -105,8 +105,8 @@ __device__ void philox_4x32_10(u32 counter[4], u64 key) {
 // Gumbel noise of one token in one draw: -ln(E), where E = -ln(1 - U) and U is uniform with 64
 // bits, so that the small E, which win, are as fine as float32 goes.
 __device__ float gumbel(int id, const Parameters &row) {
-    u32 words[4] = {static_cast<u32>(id), 0, static_cast<u32>(row.drawn),
-                    static_cast<u32>(row.drawn >> 32)};
+    u32 words[4] = {static_cast<u32>(id), 0, static_cast<u32>(row.chosen),
+                    static_cast<u32>(row.chosen >> 32)};
     philox_4x32_10(words, row.seed);
     u64 integer = static_cast<u64>(words[0]) << 32 | words[1];
     float uniform = (static_cast<float>(integer) + 0.5f) * 0x1p-64f;
@@ -311,10 +311,10 @@ template <class Logit> struct Row {
 
 // Writes the chosen id, or -1 for a row with NaN: what reads the ids raises, and to a Gather that
 // is already enqueued -1 is a valid index. An infinite maximum has no distribution: the likeliest
-// token is taken.
+// token is taken. Where there are ``lengths``, a row's grows by the token that the next step writes.
 template <class Logit>
 __device__ void sample(const Logit *logits, int vocab, Parameters *parameters, Workspace *work,
-                       long long *tokens) {
+                       long long *tokens, long long *lengths) {
     int at = blockIdx.y;
     Row<Logit> row = {logits + static_cast<u64>(at) * vocab, vocab, parameters[at], work[at]};
     u64 largest = row.maximum();
@@ -323,15 +323,17 @@ __device__ void sample(const Logit *logits, int vocab, Parameters *parameters, W
     int token = maximum != maximum ? -1 : drawn ? row.draw(row.kept(maximum)) : id_of(largest);
     if (threadIdx.x == 0 && blockIdx.x == 0) {
         tokens[at] = token;
-        parameters[at].drawn += drawn;
+        parameters[at].chosen += 1;
+        if (lengths)
+            lengths[at] += 1;
     }
 }
 
 #define KERNEL(NAME, LOGIT)                                                                        \
     extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                      \
         NAME(const LOGIT *logits, int vocab, Parameters *parameters, Workspace *work,              \
-             long long *tokens) {                                                                  \
-        sample(logits, vocab, parameters, work, tokens);                                           \
+             long long *tokens, long long *lengths) {                                              \
+        sample(logits, vocab, parameters, work, tokens, lengths);                                  \
     }
 
 KERNEL(sample_float32, Float32)

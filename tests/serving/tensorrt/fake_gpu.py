@@ -40,8 +40,10 @@ class Stream:
     def add(self, work: Callable[[], None]) -> None:
         (self.work if self.captured is None else self.captured).append(work)
 
-    def wait(self) -> None:
-        while self.work:
+    def wait(self, last: Callable[[], None] | None = None) -> None:
+        """Run what is enqueued, up to ``last`` if that is still to come."""
+        count = self.work.index(last) + 1 if last in self.work else 0 if last else len(self.work)
+        for _ in range(count):
             self.work.pop(0)()
 
 
@@ -138,18 +140,23 @@ class FakeCuda:
         self.stream = self._handle(Stream())
         return OK, self.stream
 
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Status, list[Stream]]:  # noqa: ARG002, N802
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Status, list[Any]]:  # noqa: ARG002, N802
         return OK, self._handle([])
 
     cudaStreamDestroy = cudaEventDestroy = _drop  # noqa: N815
     cudaGraphDestroy = cudaGraphExecDestroy = _drop  # noqa: N815
 
-    def cudaEventRecord(self, event: list[Stream], stream: Stream) -> tuple[Status]:  # noqa: N802
-        event[:] = [stream]
+    def cudaEventRecord(self, event: list[Any], stream: Stream) -> tuple[Status]:  # noqa: N802
+        def arrived() -> None:
+            pass
+
+        stream.add(arrived)
+        event[:] = [stream, arrived]
         return (OK,)
 
-    def cudaEventSynchronize(self, event: list[Stream]) -> tuple[Status]:  # noqa: N802
-        event[0].wait()
+    def cudaEventSynchronize(self, event: list[Any]) -> tuple[Status]:  # noqa: N802
+        stream, arrived = event
+        stream.wait(arrived)
         return (OK,)
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Status]:  # noqa: N802

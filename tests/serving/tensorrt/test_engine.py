@@ -3,53 +3,17 @@
 What TensorRT computes is not tested here; see test_gpu.py.
 """
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.bundle import EngineInfo
 from serving.engine import Engine, FloatArray
 from serving.errors import EngineError, UserError
 from serving.onnxruntime import OnnxRuntimeEngine
-from serving.tensorrt.cuda import runtime_api
-from serving.tensorrt.engine import TensorrtEngine
-from serving.tensorrt.log import make_log
 from tests.serving.tensorrt.fake_gpu import FakeCuda, FakeTensorrt, Status
+from tests.serving.tensorrt.tiny_engine import CAPACITY, SLOTS, open_engine
 from tests.serving.tiny_graph import graph_info, save_graph
-
-CAPACITY, SLOTS, CHUNK = 16, 3, 4
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeCuda, FakeTensorrt]]:
-    cuda = FakeCuda()
-    library = FakeTensorrt(cuda, CHUNK, SLOTS, CAPACITY)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)  # type: ignore[arg-type]
-    runtime_api.cache_clear()
-    yield cuda, library
-    runtime_api.cache_clear()
-    make_log.cache_clear()
-
-
-def open_engine(tmp_path: Path, **options: Any) -> TensorrtEngine:
-    file = tmp_path / "model.engine"
-    if not file.exists():
-        save_graph(file)
-    info = EngineInfo(
-        target="tensorrt-rtx",
-        file=file.name,
-        weight_bytes=1,
-        runtime_version="1.7",
-        max_batch=SLOTS,
-        max_sequence=CAPACITY,
-        prefill_chunk=CHUNK,
-    )
-    return TensorrtEngine(file, graph_info(), info, slots=SLOTS, capacity=CAPACITY, **options)
 
 
 def ids_of(*rows: list[int]) -> np.ndarray:

@@ -7,7 +7,7 @@
 extern "C" {
 
 void host_sample(int kind, const void *logits, int rows, int vocab, Parameters *parameters,
-                 long long *tokens, int blocks, int threads) {
+                 long long *tokens, long long *lengths, int blocks, int threads) {
     for (int at = 0; at < rows; ++at) {
         Workspace work = {};
         u64 skipped = static_cast<u64>(at) * vocab;
@@ -15,13 +15,13 @@ void host_sample(int kind, const void *logits, int rows, int vocab, Parameters *
             Parameters *own = parameters + at;
             if (kind == 0)
                 sample_float32(static_cast<const Float32 *>(logits) + skipped, vocab, own, &work,
-                               tokens + at);
+                               tokens + at, lengths ? lengths + at : nullptr);
             else if (kind == 1)
                 sample_float16(static_cast<const Float16 *>(logits) + skipped, vocab, own, &work,
-                               tokens + at);
+                               tokens + at, lengths ? lengths + at : nullptr);
             else
                 sample_bfloat16(static_cast<const BFloat16 *>(logits) + skipped, vocab, own, &work,
-                                tokens + at);
+                                tokens + at, lengths ? lengths + at : nullptr);
         });
     }
 }

@@ -18,9 +18,9 @@ SOURCES = HERE.parents[3] / "serving" / "tensorrt" / "sampling"
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
-def rows_of(parameters: SamplingParameters, seed: int = 0, drawn: int = 0, n: int = 1) -> Rows:
-    """The same parameters and seed for n rows, which draw number ``drawn`` and the next ones."""
-    return device_rows([parameters] * n, [seed] * n, range(drawn, drawn + n))
+def rows_of(parameters: SamplingParameters, seed: int = 0, chosen: int = 0, n: int = 1) -> Rows:
+    """The same parameters and seed for n rows, which choose number ``chosen`` and the next."""
+    return device_rows([parameters] * n, [seed] * n, range(chosen, chosen + n))
 
 
 class HostBuild:
@@ -40,15 +40,33 @@ class HostBuild:
         dtype: str = "float32",
         blocks: int = 1,
         threads: int = 1,
+        lengths: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.int64]:
         """Token ids [n] of logits [n, vocab]; bfloat16 as its bits. Counts in ``rows`` go up."""
         assert logits.flags.c_contiguous
         assert len(rows) == len(logits)
         tokens = np.full(len(rows), -2, np.int64)
         n, vocab = logits.shape
-        pointers = _pointer(logits), n, vocab, _pointer(rows), _pointer(tokens)
+        grow = None if lengths is None else _pointer(lengths)
+        pointers = _pointer(logits), n, vocab, _pointer(rows), _pointer(tokens), grow
         self.library.host_sample(KINDS[dtype], *pointers, blocks, threads)
         return tokens
+
+    def sample_at(
+        self,
+        kind: int,
+        logits: int,
+        rows: int,
+        vocab: int,
+        parameters: int,
+        tokens: int,
+        lengths: int,
+    ) -> None:
+        """Sample where things lie: addresses of logits [rows, vocab] and the rest [rows]."""
+        at = ctypes.c_void_p
+        self.library.host_sample(
+            kind, at(logits), rows, vocab, at(parameters), at(tokens), at(lengths), 1, 1
+        )
 
     def kept(
         self,

@@ -59,14 +59,14 @@ def on_device(
         if graph:
             relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
             call(driver.cuStreamBeginCapture, stream, relaxed)
-            sampler.launch(of_logits, of_tokens, n, stream)
+            sampler.launch(of_logits, of_tokens, 0, n, stream)
             captured = call(driver.cuStreamEndCapture, stream)
             runnable = call(driver.cuGraphInstantiate, captured, 0)
         for step in tokens:
             if graph:
                 call(driver.cuGraphLaunch, runnable, stream)
             else:
-                sampler.launch(of_logits, of_tokens, n, stream)
+                sampler.launch(of_logits, of_tokens, 0, n, stream)
             call(driver.cuStreamSynchronize, stream)
             call(driver.cuMemcpyDtoH, step.ctypes.data, of_tokens, step.nbytes)
     call(driver.cuMemFree, of_logits)

@@ -10,13 +10,14 @@ import pytest
 from serving.sampling import (
     IntArray,
     SamplingParameters,
+    choice_seed,
     distribution,
     random_state,
     sample,
     softmax,
     warp,
 )
-from serving.tensorrt.sampling.parameters import ROW, device_rows, device_seed
+from serving.tensorrt.sampling.parameters import ROW, device_rows
 from serving.tensorrt.sampling.sampler import LARGEST_VOCABULARY, WORKSPACE_BYTES
 from tests.serving.tensorrt.sampling.host_build import HostBuild, rows_of
 
@@ -230,7 +231,7 @@ def test_blocks_and_threads_change_nothing(
 def test_a_row_depends_on_nothing_else_in_the_batch(host: HostBuild) -> None:
     logits = normal(6, 20, 500, spread=1.0)
     chosen = [FILTERS[i % len(FILTERS)] for i in range(20)]
-    seeds = [device_seed(i % 3) for i in range(20)]
+    seeds = [choice_seed(i % 3) for i in range(20)]
     rows = device_rows(chosen, seeds, [0] * 20)
     order = np.random.default_rng(0).permutation(20)
     moved = rows[order].copy()
@@ -240,15 +241,16 @@ def test_a_row_depends_on_nothing_else_in_the_batch(host: HostBuild) -> None:
     others = [host.sample(np.ascontiguousarray(logits[order]), moved) for _ in range(2)]
     np.testing.assert_array_equal(others[0], first[order])
     np.testing.assert_array_equal(others[1], second[order])
-    # A sequence that moves to another row goes on with the number of tokens that it has drawn.
+    # A sequence that moves to another row goes on with the number of tokens that it has.
     again = host.sample(logits, device_rows(chosen, seeds, [1] * 20))
     np.testing.assert_array_equal(again, second)
 
 
-def test_only_draws_are_counted(host: HostBuild) -> None:
-    rows = device_rows([GREEDY, FILTERS[0]], [0, 0], [5, 5])
-    host.sample(normal(0, 2, 10), rows)
-    assert rows["drawn"].tolist() == [5, 6]
+def test_every_token_is_counted(host: HostBuild) -> None:
+    rows, lengths = device_rows([GREEDY, FILTERS[0]], [0, 0], [5, 7]), np.array([3, 9])
+    host.sample(normal(0, 2, 10), rows, blocks=2, threads=4, lengths=lengths)
+    assert rows["chosen"].tolist() == [6, 8]
+    assert lengths.tolist() == [4, 10]
 
 
 @pytest.mark.parametrize("parameters", [GREEDY, *FILTERS], ids=str)
@@ -272,9 +274,7 @@ def test_nan_is_no_token(host: HostBuild, parameters: SamplingParameters) -> Non
 def test_an_infinite_logit_is_the_token(host: HostBuild) -> None:
     logits = normal(0, 1, 40)
     logits[0, [20, 30]] = np.inf
-    rows = rows_of(FILTERS[10])
-    assert host.sample(logits, rows).tolist() == [20]
-    assert rows["drawn"].tolist() == [0]
+    assert host.sample(logits, rows_of(FILTERS[10])).tolist() == [20]
 
 
 def test_minus_zero_equals_zero(host: HostBuild) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from serving.sampling import SamplingParameters
-from serving.tensorrt.sampling.parameters import device_rows, device_seed, runs_on_device
+from serving.sampling import SamplingParameters, choice_seed
+from serving.tensorrt.sampling.parameters import device_rows, runs_on_device
 from serving.tensorrt.sampling.sampler import blocks_of_a_row
 
 
@@ -30,11 +30,11 @@ def test_masked_eos_tokens_run_on_the_host() -> None:
     assert not runs_on_device(SamplingParameters(), min_new_tokens=1)
 
 
-def test_seeds_of_any_size_have_a_device_seed() -> None:
-    seeds = [device_seed(seed) for seed in (0, 1, 2**64, 2**64 + 1)]
-    assert seeds == [device_seed(seed) for seed in (0, 1, 2**64, 2**64 + 1)]
+def test_seeds_of_any_size_have_a_choice_seed() -> None:
+    seeds = [choice_seed(seed) for seed in (0, 1, 2**64, 2**64 + 1)]
+    assert seeds == [choice_seed(seed) for seed in (0, 1, 2**64, 2**64 + 1)]
     assert len(set(seeds)) == 4
-    assert device_seed(None) != device_seed(None)
+    assert choice_seed(None) != choice_seed(None)
 
 
 def test_rows_have_float32_parameters() -> None:
@@ -44,7 +44,7 @@ def test_rows_have_float32_parameters() -> None:
     assert row["top_k"] == 2**31 - 1
     assert row["beyond_top_p"] == np.float32(1 - 0.9)
     assert row["min_p"] == np.float32(0.3)
-    assert (row["seed"], row["drawn"]) == (2**64 - 1, 3)
+    assert (row["seed"], row["chosen"]) == (2**64 - 1, 3)
 
 
 def test_blocks_fill_the_processors_and_no_more() -> None:
