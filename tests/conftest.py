@@ -8,13 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 from filelock import FileLock
+from transformers import AutoModelForCausalLM
 
+from exporter.tracing import cache_layers, trace
 from tests.checkpoints import make_checkpoint
+from tests.exports import once
 
 ROOT = Path(__file__).parents[1]
+
+Graphs = Callable[[str], ir.Model]
 
 # Tiny models gain nothing from threads, and workers of one machine would wait for each other's.
 torch.set_num_threads(1)
@@ -50,6 +56,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return make_checkpoint(architecture, directory / architecture)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def traced_graph(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
+) -> Graphs:
+    """Return a function from an architecture to its graph as traced in float32, new each time."""
+
+    def load(architecture: str) -> ir.Model:
+        def make(path: Path) -> None:
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint(architecture), dtype=torch.float32
+            ).eval()
+            ir.save(trace(model, cache_layers(model)), path)
+
+        return ir.load(once(tmp_path_factory, f"traced/{architecture}.onnx", make))
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Graphs of tiny decoders, each traced once a session."""
+"""Standard graphs of tiny decoders, each made once a session."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,41 +6,37 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from engines.standard import optimize
-from tests.engines.pruning.decoders import Traced, trace
-from tests.engines.quantization.decoders import standard_graph
+from engines.standard import optimize, simplify
+from tests.conftest import Graphs
 from tests.exports import once
 
 
 @pytest.fixture(scope="session")
-def decoder(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
-) -> Callable[..., ir.Model]:
+def simplified(tmp_path_factory: pytest.TempPathFactory, traced_graph: Graphs) -> Graphs:
     """Return a function from an architecture to its standard graph, a new one each time.
 
-    Projections are merged unless ``merged`` is false.
+    Its weights are the checkpoint's.
     """
 
-    def load(architecture: str, *, merged: bool = True) -> ir.Model:
+    def load(architecture: str) -> ir.Model:
         def make(path: Path) -> None:
-            ir.save(standard_graph(checkpoint(architecture)), path)
+            model = traced_graph(architecture)
+            simplify(model)
+            ir.save(model, path)
 
-        model = ir.load(once(tmp_path_factory, f"standard/{architecture}.onnx", make))
-        if merged:
-            optimize(model)
-        return model
+        return ir.load(once(tmp_path_factory, f"simplified/{architecture}.onnx", make))
 
     return load
 
 
 @pytest.fixture(scope="session")
-def traced(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Traced:
-    """Return a function from an architecture to its standard graph, a new one each time."""
+def decoder(simplified: Graphs) -> Callable[..., ir.Model]:
+    """Return the same function, but projections are merged unless ``merged`` is false."""
 
-    def load(architecture: str) -> ir.Model:
-        name = f"decoders/{architecture}.onnx"
-        return ir.load(
-            once(tmp_path_factory, name, lambda file: trace(checkpoint(architecture), file))
-        )
+    def load(architecture: str, *, merged: bool = True) -> ir.Model:
+        model = simplified(architecture)
+        if merged:
+            optimize(model)
+        return model
 
     return load

@@ -12,19 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from engines.calibration import InputStatistics, collect, collect_in_parts, observe
 from engines.linears import find_linears
-from exporter.tracing import cache_layers, trace
 from serving.contract import PARTS, past_name
+from tests.conftest import Graphs
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 WINDOWS = [np.random.default_rng(5).integers(3, 500, size) for size in (17, 9, 24)]
 
 
-class Traced:
-    """A checkpoint in transformers, and its standard graph."""
+class Pair:
+    """A checkpoint in transformers, and its graph."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, graph: ir.Model) -> None:
         self.torch = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        self.graph = trace(self.torch, cache_layers(self.torch))
+        self.graph = graph
 
     def linear_inputs(self) -> dict[str, np.ndarray]:
         """What goes into each linear layer over all windows, [tokens, in], by weight name."""
@@ -50,19 +50,21 @@ class Traced:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def traced(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Traced:
-    return Traced(checkpoint(request.param))
+def pair(
+    request: pytest.FixtureRequest, checkpoint: Callable[[str], Path], traced_graph: Graphs
+) -> Pair:
+    return Pair(checkpoint(request.param), traced_graph(request.param))
 
 
-def test_statistics_of_every_linear_layer(traced: Traced, tmp_path: Path) -> None:
-    before = [node.name for node in traced.graph.graph]
-    statistics = collect(traced.graph, WINDOWS, tmp_path, second_moments=True)
-    assert statistics.keys() == {linear.name for linear in find_linears(traced.graph)}
+def test_statistics_of_every_linear_layer(pair: Pair, tmp_path: Path) -> None:
+    before = [node.name for node in pair.graph.graph]
+    statistics = collect(pair.graph, WINDOWS, tmp_path, second_moments=True)
+    assert statistics.keys() == {linear.name for linear in find_linears(pair.graph)}
     assert "lm_head.weight" in statistics
-    inputs = traced.linear_inputs()
+    inputs = pair.linear_inputs()
     for name, found in statistics.items():
         check(found, inputs[name])
-    assert [node.name for node in traced.graph.graph] == before
+    assert [node.name for node in pair.graph.graph] == before
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,33 +79,33 @@ def check(found: InputStatistics, inputs: np.ndarray) -> None:
     np.testing.assert_allclose(found.second_moment, expected, atol=tolerance)
 
 
-def test_layers_with_one_source_share_their_statistics(traced: Traced, tmp_path: Path) -> None:
-    statistics = collect(traced.graph, WINDOWS[:1], tmp_path)
-    sources = {linear.name: linear.source for linear in find_linears(traced.graph)}
+def test_layers_with_one_source_share_their_statistics(pair: Pair, tmp_path: Path) -> None:
+    statistics = collect(pair.graph, WINDOWS[:1], tmp_path)
+    sources = {linear.name: linear.source for linear in find_linears(pair.graph)}
     assert len({id(found) for found in statistics.values()}) == len(set(sources.values()))
     assert all(found.second_moment is None for found in statistics.values())
 
 
-def test_a_small_budget_takes_several_runs(traced: Traced, tmp_path: Path) -> None:
-    whole = collect(traced.graph, WINDOWS, tmp_path, second_moments=True)
-    parts = list(collect_in_parts(traced.graph, WINDOWS, tmp_path, budget=1))
-    sources = {linear.source for linear in find_linears(traced.graph)}
+def test_a_small_budget_takes_several_runs(pair: Pair, tmp_path: Path) -> None:
+    whole = collect(pair.graph, WINDOWS, tmp_path, second_moments=True)
+    parts = list(collect_in_parts(pair.graph, WINDOWS, tmp_path, budget=1))
+    sources = {linear.source for linear in find_linears(pair.graph)}
     assert len(parts) == len(sources)
     merged = {name: found for part in parts for name, found in part.items()}
     assert list(merged) == list(whole)
     for name, found in merged.items():
         np.testing.assert_allclose(found.second_moment, whole[name].second_moment, rtol=1e-5)
-    one = list(collect_in_parts(traced.graph, WINDOWS[:1], tmp_path))
+    one = list(collect_in_parts(pair.graph, WINDOWS[:1], tmp_path))
     assert len(one) == 1
 
 
-def test_cached_values_can_be_observed(traced: Traced, tmp_path: Path) -> None:
+def test_cached_values_can_be_observed(pair: Pair, tmp_path: Path) -> None:
     """Also those that lowering fuses into one operator: the buffers' updates."""
-    updates = [node for node in traced.graph.graph if node.op_type == "TensorScatter"]
+    updates = [node for node in pair.graph.graph if node.op_type == "TensorScatter"]
     values = [update.inputs[1] for update in updates]
-    (seen,) = observe(traced.graph, values, WINDOWS[:1], tmp_path)
+    (seen,) = observe(pair.graph, values, WINDOWS[:1], tmp_path)
     with torch.no_grad():
-        cache = traced.torch(torch.from_numpy(WINDOWS[0])[None]).past_key_values
+        cache = pair.torch(torch.from_numpy(WINDOWS[0])[None]).past_key_values
     for update, value in zip(updates, values, strict=True):
         assert isinstance(value, ir.Value)
         layer, part = next(

@@ -1,20 +1,16 @@
 """The standard passes on every architecture: fewer nodes, the same numbers, nothing foreign."""
 
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from engines.linears import find_linears
 from engines.standard import optimize
-from exporter.tracing import cache_layers, trace
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+from tests.conftest import Graphs
 from tests.engines.passes.graphs import Arrays, operators, run
 
 CAPACITY = 20
@@ -52,11 +48,8 @@ def logits(model: ir.Model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("architecture", FUSED)
-def test_same_numbers_with_fewer_nodes(
-    architecture: str, checkpoint: Callable[[str], Path]
-) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint(architecture), dtype=torch.float32)
-    graph = trace(model.eval(), cache_layers(model))
+def test_same_numbers_with_fewer_nodes(architecture: str, traced_graph: Graphs) -> None:
+    graph = traced_graph(architecture)
     before, expected, linears = operators(graph), logits(graph), elements_of_linears(graph)
     interface = names(graph)
     optimize(graph)

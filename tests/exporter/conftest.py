@@ -21,5 +21,5 @@ def traced(
         request = Request(model=str(checkpoint("mistral")), bundle=path)
         ir.save(export_module._trace(*plan_export(request)).model, path)
 
-    file = once(tmp_path_factory, "traced/mistral.onnx", make)
+    file = once(tmp_path_factory, "damaged/mistral.onnx", make)
     return lambda: ir.load(file)

@@ -11,17 +11,20 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoModelForCausalLM
 
-from exporter.tracing import cache_layers, trace
+from exporter.tracing import cache_layers
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PARTS, PAST_LENGTHS, past_name
+from tests.conftest import Graphs
 
 CAPACITY, PROMPT = 20, 13
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "mistral", "gemma2", "bloom", "gpt_oss"])
-def test_reference_evaluator_agrees(architecture: str, checkpoint: Callable[[str], Path]) -> None:
+def test_reference_evaluator_agrees(
+    architecture: str, checkpoint: Callable[[str], Path], traced_graph: Graphs
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(architecture), dtype=torch.float32)
     layers = cache_layers(model.eval())
-    graph = ir.to_proto(trace(model, layers))
+    graph = ir.to_proto(traced_graph(architecture))
     onnx.checker.check_model(graph, full_check=True)
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 24)]
 

@@ -17,27 +17,14 @@ from engines.passes.tensor_parallel import split_into_ranks
 from engines.quantization.kv_cache import largest_entries, quantize_kv_cache
 from engines.quantization.weight_only import quantizable_weights, quantize_weights
 from engines.quantization.weights import WeightScheme, round_to_nearest
-from engines.standard import optimize
 from tests.checkpoints import VOCABULARY
+from tests.conftest import Graphs
 from tests.engines.lockstep import lockstep_logits
-from tests.engines.pruning.decoders import Traced, load
+from tests.engines.pruning.decoders import load
 from tests.engines.quantization.decoders import logits
 
 TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, (2, 12))
 STEPS = (8, 1, 1, 2)  # a prefill, decode steps, a verification
-Standard = Callable[[str], ir.Model]
-
-
-@pytest.fixture
-def standard(traced: Traced) -> Standard:
-    """Return a function from an architecture to its optimised graph, a new one each time."""
-
-    def optimized(architecture: str) -> ir.Model:
-        model = traced(architecture)
-        optimize(model)
-        return model
-
-    return optimized
 
 
 @torch.no_grad()
@@ -55,10 +42,10 @@ def assert_equal(ranks: Sequence[ir.Model], expected: np.ndarray, **options: obj
     [("gpt2", 4), ("llama", 2), ("qwen2", 2), ("gemma2", 2), ("phi", 2), ("falcon_alibi", 4)],
 )
 def test_ranks_are_the_model(
-    architecture: str, ranks: int, standard: Standard, checkpoint: Callable[[str], Path]
+    architecture: str, ranks: int, decoder: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
     """Grouped queries, biases of every layer, norms behind the sums, one weight for all heads."""
-    whole = standard(architecture)
+    whole = decoder(architecture)
     split = split_into_ranks(whole, ranks)
     for model in split:
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -70,8 +57,8 @@ def test_ranks_are_the_model(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_only_the_vocabulary_is_whole_on_every_rank(architecture: str, standard: Standard) -> None:
-    whole = standard(architecture)
+def test_only_the_vocabulary_is_whole_on_every_rank(architecture: str, decoder: Graphs) -> None:
+    whole = decoder(architecture)
     sizes = {linear.name: linear.weight.const_value.size for linear in find_linears(whole)}
     for model in split_into_ranks(whole, 2):
         shares = {
@@ -89,9 +76,9 @@ def test_only_the_vocabulary_is_whole_on_every_rank(architecture: str, standard:
     ids=["int8", "int8 in groups", "int4 with zero points"],
 )
 def test_integer_weights(
-    scheme: WeightScheme, standard: Standard, checkpoint: Callable[[str], Path]
+    scheme: WeightScheme, decoder: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
-    whole, model = standard("qwen2"), load(checkpoint("qwen2"))
+    whole, model = decoder("qwen2"), load(checkpoint("qwen2"))
     quantize_weights(whole, dict.fromkeys(quantizable_weights(whole), scheme))
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
@@ -102,9 +89,9 @@ def test_integer_weights(
     assert_equal(ranks, reference(model))
 
 
-def test_weights_that_are_cast(standard: Standard, checkpoint: Callable[[str], Path]) -> None:
+def test_weights_that_are_cast(decoder: Graphs, checkpoint: Callable[[str], Path]) -> None:
     """As where float16 leaves its range and some products are computed in float32."""
-    whole = standard("llama")
+    whole = decoder("llama")
     for linear in list(find_linears(whole)):
         weight = linear.matmul.inputs[1]
         cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"{linear.name}/Cast")
@@ -122,17 +109,17 @@ def only_the_first(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_missing_part_is_seen(
-    architecture: str, standard: Standard, checkpoint: Callable[[str], Path]
+    architecture: str, decoder: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
-    ranks = split_into_ranks(standard(architecture), 2)
+    ranks = split_into_ranks(decoder(architecture), 2)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         assert_equal(ranks, reference(load(checkpoint(architecture))), reduction=only_the_first)
 
 
 def test_a_bias_added_on_every_rank_is_seen(
-    standard: Standard, checkpoint: Callable[[str], Path]
+    decoder: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
-    ranks, model = split_into_ranks(standard("gpt2"), 2), load(checkpoint("gpt2"))
+    ranks, model = split_into_ranks(decoder("gpt2"), 2), load(checkpoint("gpt2"))
     for graph in ranks:
         node = list(all_reduces(graph))[-1]
         (add,) = (use.node for use in node.outputs[0].uses())
@@ -148,9 +135,9 @@ def test_a_bias_added_on_every_rank_is_seen(
 
 
 def test_joined_ranks_are_the_model(
-    tmp_path: Path, standard: Standard, checkpoint: Callable[[str], Path]
+    tmp_path: Path, decoder: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
-    whole = standard("llama")
+    whole = decoder("llama")
     joined = join_ranks(split_into_ranks(whole, 2))
     assert [(v.name, v.shape) for v in joined.graph.inputs[3:]] == [
         (v.name, v.shape) for v in whole.graph.inputs[3:]
@@ -166,8 +153,8 @@ def test_joined_ranks_are_the_model(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_joined_logits_are_those_of_all_ranks(rank: int, standard: Standard) -> None:
-    ranks = split_into_ranks(standard("llama"), 2)
+def test_joined_logits_are_those_of_all_ranks(rank: int, decoder: Graphs) -> None:
+    ranks = split_into_ranks(decoder("llama"), 2)
     expected = logits(join_ranks(ranks), TOKENS)
     head = list(find_linears(ranks[rank]))[-1].weight
     head.const_value = ir.tensor(2 * head.const_value.numpy(), name=head.name)
@@ -182,18 +169,18 @@ def test_joined_logits_are_those_of_all_ranks(rank: int, standard: Standard) -> 
         ("mixtral", 2, "experts"),
     ],
 )
-def test_refusals(architecture: str, ranks: int, reason: str, standard: Standard) -> None:
+def test_refusals(architecture: str, ranks: int, reason: str, decoder: Graphs) -> None:
     with pytest.raises(ValueError, match=rf"can't be split over {ranks} ranks \(.*{reason}"):
-        split_into_ranks(standard(architecture), ranks)
+        split_into_ranks(decoder(architecture), ranks)
 
 
-def test_one_rank_is_the_whole_of_any_model(standard: Standard) -> None:
-    (model,) = split_into_ranks(standard("mixtral"), 1)
+def test_one_rank_is_the_whole_of_any_model(decoder: Graphs) -> None:
+    (model,) = split_into_ranks(decoder("mixtral"), 1)
     assert not list(all_reduces(model))
 
 
-def test_groups_that_would_be_divided_are_refused(standard: Standard) -> None:
-    whole = standard("gpt2")
+def test_groups_that_would_be_divided_are_refused(decoder: Graphs) -> None:
+    whole = decoder("gpt2")
     weights = quantizable_weights(whole)
     quantize_weights(
         whole, {name: WeightScheme(8, 128) for name in weights if "mlp.c_proj" in name}
@@ -203,9 +190,9 @@ def test_groups_that_would_be_divided_are_refused(standard: Standard) -> None:
         split_into_ranks(whole, 4)
 
 
-def test_an_mlp_that_is_not_found_is_refused(standard: Standard) -> None:
+def test_an_mlp_that_is_not_found_is_refused(decoder: Graphs) -> None:
     """What can't be followed leaves layers that every rank would compute as a whole."""
-    whole = standard("llama")
+    whole = decoder("llama")
     down = next(linear for linear in find_linears(whole) if "down_proj" in linear.name)
     softmax = ir.node("Softmax", [down.source], name="odd/Softmax")
     softmax.outputs[0].shape, softmax.outputs[0].type = down.source.shape, down.source.type

@@ -1,6 +1,6 @@
 """Traced decoders with other weights put in, and running them beside transformers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,3 @@ def logits(model: ir.Model, vocabulary: int) -> np.ndarray:
         buffers = {name: results[name.replace("past_key_values", "present")] for name in buffers}
         past += part.shape[1]
     return np.concatenate(parts, axis=1)
-
-
-Traced = Callable[[str], ir.Model]

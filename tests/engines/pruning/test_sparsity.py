@@ -12,7 +12,8 @@ from engines.pruning.plan import Pruning
 from engines.pruning.pruning import masks, prune
 from engines.pruning.sparsity import largest, two_largest_of_four
 from tests.checkpoints import VOCABULARY
-from tests.engines.pruning.decoders import Traced, load, logits, put, reference
+from tests.conftest import Graphs
+from tests.engines.pruning.decoders import load, logits, put, reference
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.999])
@@ -41,9 +42,11 @@ def test_two_of_four() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_unstructured(architecture: str, traced: Traced, checkpoint: Callable[[str], Path]) -> None:
+def test_unstructured(
+    architecture: str, simplified: Graphs, checkpoint: Callable[[str], Path]
+) -> None:
     """Every linear layer of transformers but the last, pruned by PyTorch, gives the same logits."""
-    model, graph = load(checkpoint(architecture)), traced(architecture)
+    model, graph = load(checkpoint(architecture)), simplified(architecture)
     zeros = 0
     for name, module in model.named_modules():
         if type(module).__name__ in ("Linear", "Conv1D") and name != "lm_head":
@@ -56,8 +59,8 @@ def test_unstructured(architecture: str, traced: Traced, checkpoint: Callable[[s
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_two_of_four_along_the_inputs(architecture: str, traced: Traced) -> None:
-    graph = traced(architecture)
+def test_two_of_four_along_the_inputs(architecture: str, simplified: Graphs) -> None:
+    graph = simplified(architecture)
     names = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc"}
     prune(graph, Pruning(two_of_four=True))
     weight = graph.graph.initializers[f"{names[architecture]}.weight"].const_value.numpy()
@@ -77,10 +80,10 @@ def test_two_of_four_along_the_inputs(architecture: str, traced: Traced) -> None
     ids=["weights", "two of four"],
 )
 def test_masked_parameters_prune_losslessly(
-    pruning: Pruning, architecture: str, traced: Traced, checkpoint: Callable[[str], Path]
+    pruning: Pruning, architecture: str, simplified: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
     """A model trained under the masks keeps its logits when it is pruned in the same way."""
-    model, graph = load(checkpoint(architecture)), traced(architecture)
+    model, graph = load(checkpoint(architecture)), simplified(architecture)
     kept = masks(graph, pruning)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -17,7 +17,8 @@ from engines.pruning.slicing import Slicing
 from exporter.structure import check_graph
 from serving.errors import UserError
 from tests.checkpoints import VOCABULARY
-from tests.engines.pruning.decoders import Traced, load, logits, put, reference
+from tests.conftest import Graphs
+from tests.engines.pruning.decoders import load, logits, put, reference
 
 # What the last linear layer of attention and of the MLP is called, and whether it is [in, out].
 OUTPUTS = {
@@ -54,8 +55,8 @@ def assert_same(pruned: np.ndarray, model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("architecture", OUTPUTS)
-def test_heads(architecture: str, traced: Traced, checkpoint: Callable[[str], Path]) -> None:
-    model, graph = load(checkpoint(architecture)), traced(architecture)
+def test_heads(architecture: str, simplified: Graphs, checkpoint: Callable[[str], Path]) -> None:
+    model, graph = load(checkpoint(architecture)), simplified(architecture)
     for layer, group in enumerate([1, 0]):
         zero_inputs(model, layer, OUTPUTS[architecture][0], features([2 * group, 2 * group + 1]))
     put(graph, model.state_dict())
@@ -68,9 +69,9 @@ def test_heads(architecture: str, traced: Traced, checkpoint: Callable[[str], Pa
     assert_same(logits(graph, VOCABULARY), model)
 
 
-def test_query_heads_of_every_group(traced: Traced, checkpoint: Callable[[str], Path]) -> None:
+def test_query_heads_of_every_group(simplified: Graphs, checkpoint: Callable[[str], Path]) -> None:
     """One KV group can't go: it loses query heads."""
-    model, graph = load(checkpoint("llama")), traced("llama")
+    model, graph = load(checkpoint("llama")), simplified("llama")
     for layer in (0, 1):
         zero_inputs(model, layer, "self_attn.o_proj", features([2, 3]))
     put(graph, model.state_dict())
@@ -87,8 +88,8 @@ def test_query_heads_of_every_group(traced: Traced, checkpoint: Callable[[str], 
 
 
 @pytest.mark.parametrize("architecture", OUTPUTS)
-def test_channels(architecture: str, traced: Traced, checkpoint: Callable[[str], Path]) -> None:
-    model, graph = load(checkpoint(architecture)), traced(architecture)
+def test_channels(architecture: str, simplified: Graphs, checkpoint: Callable[[str], Path]) -> None:
+    model, graph = load(checkpoint(architecture)), simplified(architecture)
     random = np.random.default_rng(0)
     down = OUTPUTS[architecture][1]
     shape = layers(model)[0].get_submodule(down).weight.shape
@@ -109,9 +110,9 @@ def test_channels(architecture: str, traced: Traced, checkpoint: Callable[[str],
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("architecture", OUTPUTS)
 def test_layers(
-    architecture: str, layer: int, traced: Traced, checkpoint: Callable[[str], Path]
+    architecture: str, layer: int, simplified: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
-    model, graph = load(checkpoint(architecture)), traced(architecture)
+    model, graph = load(checkpoint(architecture)), simplified(architecture)
     for linear in OUTPUTS[architecture][:2]:
         for parameter in layers(model)[layer].get_submodule(linear).parameters():
             parameter.data.zero_()
@@ -124,8 +125,8 @@ def test_layers(
     assert_same(logits(graph, VOCABULARY), model)
 
 
-def test_all_at_once(traced: Traced, checkpoint: Callable[[str], Path]) -> None:
-    model, graph = load(checkpoint("qwen2")), traced("qwen2")
+def test_all_at_once(simplified: Graphs, checkpoint: Callable[[str], Path]) -> None:
+    model, graph = load(checkpoint("qwen2")), simplified("qwen2")
     for linear in OUTPUTS["qwen2"][:2]:
         layers(model)[0].get_submodule(linear).weight.data.zero_()
     zero_inputs(model, 1, "self_attn.o_proj", features([0, 1]))
@@ -146,9 +147,9 @@ def test_all_at_once(traced: Traced, checkpoint: Callable[[str], Path]) -> None:
         ("llama", Pruning(layers=2), "all 2 layers"),
     ],
 )
-def test_refusals(architecture: str, pruning: Pruning, reason: str, traced: Traced) -> None:
+def test_refusals(architecture: str, pruning: Pruning, reason: str, simplified: Graphs) -> None:
     with pytest.raises(UserError, match=reason) as refusal:
-        prune(traced(architecture), pruning)
+        prune(simplified(architecture), pruning)
     assert str(refusal.value).endswith(".")
 
 
@@ -169,10 +170,10 @@ def test_impossible_wishes(wish: dict[str, float], option: str) -> None:
 
 
 def test_query_heads_of_merged_projections(
-    traced: Traced, checkpoint: Callable[[str], Path]
+    simplified: Graphs, checkpoint: Callable[[str], Path]
 ) -> None:
     """Of queries, keys and values in one weight only the queries lose some."""
-    model, graph = load(checkpoint("llama")), traced("llama")
+    model, graph = load(checkpoint("llama")), simplified("llama")
     kept = [[0, 3], [1, 2]]
     for layer, heads in enumerate(kept):
         gone = [head for head in range(HEADS) if head not in heads]

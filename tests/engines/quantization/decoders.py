@@ -1,26 +1,12 @@
-"""Tiny traced decoders, and their logits in ONNX Runtime as the nodes say, unoptimised."""
-
-from pathlib import Path
+"""Logits of tiny decoders in ONNX Runtime as the nodes say, unoptimised."""
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-import torch
-from transformers import AutoModelForCausalLM
 
-from engines.standard import simplify
-from exporter.tracing import cache_layers, trace
 from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
 
 TOKENS = np.random.default_rng(4).integers(3, 500, (1, 21))
-
-
-def standard_graph(checkpoint: Path) -> ir.Model:
-    """The standard graph of a checkpoint, with weights as the checkpoint has them."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    graph = trace(model, cache_layers(model))
-    simplify(graph)
-    return graph
 
 
 def logits(model: ir.Model, tokens: np.ndarray = TOKENS) -> np.ndarray:

@@ -16,16 +16,16 @@ from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import Network, mend
 from engines.tensorrt.verifier import VerificationError, verify
-from tests.engines.pruning.decoders import Traced
+from tests.conftest import Graphs
 from tests.engines.tensorrt.test_network import CAPACITY, parsed
 
 pytest.importorskip("tensorrt_rtx")
 
 
 @pytest.fixture
-def rank(traced: Traced) -> ir.Model:
+def rank(simplified: Graphs) -> ir.Model:
     """Return the graph of the second of two ranks."""
-    model = traced("llama")
+    model = simplified("llama")
     optimize(model)
     return split_into_ranks(model, 2)[1]
 
