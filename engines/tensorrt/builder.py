@@ -66,10 +66,10 @@ def build(
 
     ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step and
     ``prefill_chunk`` the most tokens of a prompt in a step. ``rank`` says whose graph ``model``
-    is, of a tensor-parallel one. Graphs in float32, float16 and
-    bfloat16 build, with symmetric Q/DQ of 4 and 8 bits. Raises UserError if the library is missing,
-    a node is refused, the network isn't what the graph says or the build fails; no file is left
-    then, nor after Ctrl-C, which raises KeyboardInterrupt at once.
+    is, of a tensor-parallel one. Graphs in float32, float16 and bfloat16 build, with symmetric Q/DQ
+    of 4 and 8 bits. Raises UserError if the library is missing, a node is refused, the network
+    isn't what the graph says or the build fails; no file is left then, nor after Ctrl-C, which
+    raises KeyboardInterrupt at once.
     """
     library = load_library(target)
     lower(model, max_length)
@@ -84,7 +84,7 @@ def build(
     portability = configure(config, library, target, options)
     profiles = []
     for steps in engine_steps(prefill_chunk, batch):
-        profile = step_profile(network, steps.rows, steps.tokens)
+        profile = step_profile(network, steps)
         verify_profile(network, profile, steps)
         config.add_optimization_profile(profile)
         profiles.append((steps, profile))

@@ -58,6 +58,16 @@ def test_a_checkpoint_builds_in_float32(tmp_path: Path, traced_graph: Graphs) ->
     assert (tmp_path / built.name).stat().st_size > 100_000
 
 
+def test_an_engine_for_one_row_is_no_larger(tmp_path: Path, traced_graph: Graphs) -> None:
+    sizes = []
+    for batch in (1, 2):
+        directory = tmp_path / str(batch)
+        directory.mkdir()
+        built = build_rtx(traced_graph("qwen2"), directory, batch=batch)
+        sizes.append((directory / built.name).stat().st_size)
+    assert sizes[0] <= 1.001 * sizes[1]
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_fewer_heads_than_fused_kernels_take_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: int

@@ -20,12 +20,8 @@ def network() -> Network:
     return mended(CAUSAL)[0]
 
 
-def profile_of(network: Network, steps: Any) -> Any:
-    return step_profile(network, steps.rows, steps.tokens)
-
-
 def test_profiles_are_one_row_of_a_prompt_and_one_token_of_every_row(network: Network) -> None:
-    profiles = [profile_of(network, steps) for steps in (PREFILL, DECODE)]
+    profiles = [step_profile(network, steps) for steps in (PREFILL, DECODE)]
     shapes = {
         name: [[tuple(shape) for shape in profile.get_shape(name)] for profile in profiles]
         for name in ("input_ids", "past_lengths", "logits_positions", CACHE)
@@ -41,9 +37,15 @@ def test_profiles_are_one_row_of_a_prompt_and_one_token_of_every_row(network: Ne
     }
 
 
+def test_a_single_row_has_room_for_another(network: Network) -> None:
+    _, decode = engine_steps(prefill_chunk=8, batch=1)
+    shapes = step_profile(network, decode).get_shape("past_lengths")
+    assert [tuple(shape) for shape in shapes] == [(1,), (1,), (2,)]
+
+
 @pytest.mark.parametrize("steps", [PREFILL, DECODE])
 def test_profiles_cover_their_steps(network: Network, steps: Any) -> None:
-    verify_profile(network, profile_of(network, steps), steps)
+    verify_profile(network, step_profile(network, steps), steps)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,14 @@ def test_profiles_cover_their_steps(network: Network, steps: Any) -> None:
 def test_a_profile_that_covers_less(
     network: Network, steps: Any, name: str, shapes: list[tuple[int, ...]]
 ) -> None:
-    profile = profile_of(network, steps)
+    profile = step_profile(network, steps)
     profile.set_shape(name, *shapes)
     with pytest.raises(VerificationError, match=f"the {steps.name} profile takes '{name}' from"):
         verify_profile(network, profile, steps)
 
 
 def test_a_profile_that_expects_what_it_does_not_take(network: Network) -> None:
-    profile = profile_of(network, PREFILL)
+    profile = step_profile(network, PREFILL)
     profile.set_shape("input_ids", (1, 1), (1, 9), (1, 8))
     with pytest.raises(VerificationError, match=r"expects 'input_ids' as \(1, 9\)"):
         verify_profile(network, profile, PREFILL)

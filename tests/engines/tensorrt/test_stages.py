@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from engines.passes.pipeline_stages import split_into_stages
-from engines.tensorrt.builder import build, step_profile
+from engines.tensorrt.builder import build
 from engines.tensorrt.lowering import lower
 from engines.tensorrt.network import mend
+from engines.tensorrt.profiles import engine_steps, step_profile
 from engines.tensorrt.verifier import verify
 from tests.engines.tensorrt.decoder_graph import CAUSAL, WIDTH, WINDOW, decoder
 from tests.engines.tensorrt.test_network import CAPACITY, parsed
@@ -36,7 +37,7 @@ def test_hidden_states_have_the_shape_of_the_tokens() -> None:
         "hidden_states.2.0",
         "past_key_values.9.key",
     ]
-    profiles = [step_profile(network, rows, tokens) for rows, tokens in ((1, 8), (3, 1))]
+    profiles = [step_profile(network, steps) for steps in engine_steps(prefill_chunk=8, batch=3)]
     shapes = [[tuple(s) for s in each.get_shape("hidden_states.2.0")] for each in profiles]
     assert shapes == [
         [(1, 1, WIDTH), (1, 8, WIDTH), (1, 8, WIDTH)],
