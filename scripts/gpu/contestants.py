@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, StaticCache
 
+from serving.engine import ChoiceRow, TokenChooser
 from serving.loading import load
+from serving.sampling import SamplingParameters
 
 
 class Contestant(Protocol):
@@ -30,6 +32,7 @@ class EngineContestant:
         self.engine = self.model.engine
         self._capacity = capacity
         self._length = 0
+        self._is_ahead = False
         self._first = np.zeros((1, 1), np.int64)
 
     def prefill(self, prompt: list[int], chunk: int | None = None) -> int:
@@ -40,16 +43,30 @@ class EngineContestant:
             last = np.array([[ids.shape[1] - 1]], np.int64)
             logits = self.engine.step(ids, np.array([start], np.int64), last)
         self._length = len(prompt)
+        self._is_ahead = False
         return int(logits[0, 0].argmax())
 
     def decode(self, token: int) -> int:
         """See Contestant; behind the last place of the cache it goes on at the first."""
         if self._length == self._capacity:
             self._length = 0
+        if self.engine.chooser is not None:
+            return self._decode_ahead(token, self.engine.chooser)
         past = np.array([self._length], np.int64)
         logits = self.engine.step(np.array([[token]], np.int64), past, self._first)
         self._length += 1
         return int(logits[0, 0].argmax())
+
+    def _decode_ahead(self, token: int, chooser: TokenChooser) -> int:
+        """Decode as serving.run_ahead does: a step is enqueued before the last one is read."""
+        if not self._is_ahead:
+            chooser.start([ChoiceRow(token, self._length, SamplingParameters(), 0, 0)])
+            chooser.enqueue()
+        self._length += 1
+        self._is_ahead = self._length < self._capacity
+        if self._is_ahead:
+            chooser.enqueue()
+        return int(chooser.read()[0])
 
 
 class ChunkedContestant(EngineContestant):

@@ -28,7 +28,7 @@ class DeviceSampler(Closing):
         if vocab > LARGEST_VOCABULARY:
             raise UserError(
                 f"The vocabulary has {vocab} tokens, but sampling on the GPU takes at most "
-                f"{LARGEST_VOCABULARY}: sample on the host."
+                f"{LARGEST_VOCABULARY}: serve the model with ONNX Runtime."
             )
         device = call(driver.cuCtxGetDevice)
         attribute = driver.CUdevice_attribute

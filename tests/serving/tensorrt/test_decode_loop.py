@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.gpu import contestants
 from serving.bundle import SpecialTokens
 from serving.errors import EngineError, UserError
 from serving.generation import Generation, Model
@@ -111,6 +112,30 @@ def test_only_ids_come_to_the_host(
     with model_of(open_engine(tmp_path)) as model:
         generate(model, PROMPTS[:2], max_new_tokens=5)
     assert copied == [VOCAB * 4] * 2 + [2 * 8] * 4
+
+
+def test_the_benchmark_decodes_alike(
+    tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, and beyond the capacity, where it goes on at the first place."""
+    del gpu
+    file = save_graph(tmp_path / "model.onnx")
+    engines = {
+        "onnxruntime": OnnxRuntimeEngine(file, graph_info(), slots=SLOTS, capacity=CAPACITY),
+        "tensorrt-rtx": open_engine(tmp_path),
+    }
+    monkeypatch.setattr(contestants, "load", lambda bundle, **_: model_of(engines[bundle.name]))
+    decoded = []
+    for name, engine in engines.items():
+        contestant = contestants.EngineContestant(Path(name), CAPACITY)
+        tokens = []
+        for _ in range(2):
+            tokens.append(contestant.prefill(PROMPTS[1]))
+            for _ in range(CAPACITY + 3):
+                tokens.append(contestant.decode(tokens[-1]))
+        decoded.append(tokens)
+        engine.close()
+    assert decoded[0] == decoded[1]
 
 
 def test_what_the_device_cannot_choose_is_chosen_on_the_host(tmp_path: Path, gpu: Gpu) -> None:
