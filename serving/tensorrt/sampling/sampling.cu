@@ -311,7 +311,8 @@ template <class Logit> struct Row {
 
 // Writes the chosen id, or -1 for a row with NaN: what reads the ids raises, and to a Gather that
 // is already enqueued -1 is a valid index. An infinite maximum has no distribution: the likeliest
-// token is taken. Where there are ``lengths``, a row's grows by the token that the next step writes.
+// token is taken. Where there are ``lengths``, a row's grows by the token that the next step
+// writes.
 template <class Logit>
 __device__ void sample(const Logit *logits, int vocab, Parameters *parameters, Workspace *work,
                        long long *tokens, long long *lengths) {
