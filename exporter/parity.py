@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from exporter.adapters import adapted
 from serving.engine import Engine
+from serving.lora import Adapter
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,13 +29,17 @@ MAX_ERROR, MEAN_ERROR = 2e-4, 2e-5
 
 @dataclass(frozen=True)
 class EngineRun:
-    """What the engine did with one prompt: logits are float32 [positions, vocab]."""
+    """What the engine did with one prompt: logits are float32 [positions, vocab].
+
+    ``adapter`` is the one that it had, if any.
+    """
 
     prompt: list[int]
     tokens: list[int]
     prefill: Floats
     chunked: Floats
     decode: Floats
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -97,19 +103,24 @@ class ParityReport:
         return text
 
 
-def merged(reports: Sequence[ParityReport]) -> ParityReport:
-    """One report of several engines: it passed if all did; the first gives the common figures."""
+def merged(reports: Sequence[ParityReport], others_are: str = "other graph") -> ParityReport:
+    """One report of several runs: it passed if all did; the first gives the common figures.
+
+    ``others_are`` says in their names what the runs after the first are.
+    """
     first, *others = reports
     if not others:
         return first
     comparisons = list(first.comparisons)
     for report in others:
-        comparisons += [replace(c, name=f"{c.name}, other graph") for c in report.comparisons]
+        comparisons += [replace(c, name=f"{c.name}, {others_are}") for c in report.comparisons]
     failed = next((report for report in reports if not report.passed), first)
     return replace(
         first,
         status=failed.status,
-        engine="; ".join(report.engine for report in reports),
+        engine="; ".join(dict.fromkeys(report.engine for report in reports)),
+        tolerance_max=failed.tolerance_max,
+        tolerance_mean=failed.tolerance_mean,
         greedy_tokens=min(report.greedy_tokens for report in reports),
         comparisons=tuple(comparisons),
         divergence=failed.divergence,
@@ -164,7 +175,7 @@ def compare(
     tallies = {name: _Tally() for name in ("prefill", "chunked prefill", "ragged decode")}
     largest, divergence = 0.0, None
     for index, run in enumerate(runs):
-        reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]])
+        reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]], run.adapter)
         largest = max(largest, float(np.abs(reference).max()))
         prompt, decoded = np.split(reference, [len(run.prompt)])
         parts = ((run.prefill, prompt), (run.chunked, prompt), (run.decode, decoded))
@@ -192,25 +203,33 @@ def compare(
     )
 
 
-def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
-    """Logits of every position in one pass of transformers, float32 [positions, vocab]."""
+def reference_logits(
+    model: PreTrainedModel, tokens: Sequence[int], adapter: Adapter | None = None
+) -> Floats:
+    """Logits of every position in one pass of transformers, float32 [positions, vocab].
+
+    The model's layers have what ``adapter`` adds to them meanwhile.
+    """
     ids = torch.tensor([list(tokens)], device=model.device)
-    with torch.no_grad():
+    with torch.no_grad(), adapted(model, adapter):
         output = model(input_ids=ids, use_cache=False, return_dict=True)
     logits: Floats = output.logits[0].float().cpu().numpy()
     return logits
 
 
 def rounding_error(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], lower: Sequence[Floats]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    adapters: Sequence[Adapter | None],
+    lower: Sequence[Floats],
 ) -> float:
     """Largest difference in logits that a lower precision makes within transformers.
 
-    ``lower`` has ``reference_logits`` of each prompt in that precision.
+    ``lower`` has ``reference_logits`` of each prompt in that precision, with its adapter.
     """
     return max(
-        float(np.abs(reference_logits(model, prompt) - logits).max())
-        for prompt, logits in zip(prompts, lower, strict=True)
+        float(np.abs(reference_logits(model, prompt, adapter) - logits).max())
+        for prompt, adapter, logits in zip(prompts, adapters, lower, strict=True)
     )
 
 

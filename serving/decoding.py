@@ -68,7 +68,7 @@ class Draft:
 
 
 class Sequence:
-    """One prompt and what was generated from it so far."""
+    """One prompt and what was generated from it so far; ``adapter_id`` 0 is no LoRA adapter."""
 
     def __init__(
         self,
@@ -77,7 +77,9 @@ class Sequence:
         sampling: SamplingParameters,
         limits: Limits,
         vocabulary: Vocabulary | None,
+        adapter_id: int = 0,
     ) -> None:
+        self.adapter_id = adapter_id
         room = limits.capacity - len(prompt_ids)
         self._index = index
         self.sampling = sampling
@@ -227,6 +229,7 @@ def generate(
     while waiting or active:
         while waiting and len(active) < engine.cache.slots:
             active.append(waiting.popleft())
+            engine.cache.adapter_ids[len(active) - 1] = active[-1].adapter_id
             logits = prefill(engine, active[-1].prompt_ids, len(active) - 1, chunk)
             yield active[-1].extend(logits)
             release_finished(engine, active)

@@ -1,9 +1,10 @@
 """The model that ``serving.load`` returns: text or tokens in, text and tokens out."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
@@ -49,6 +50,7 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     ignore_eos: bool
     speculation: SpeculationMethod | None
+    adapter: str | None
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ class Model(Closing):
     """An engine with its tokenizer, ready to generate; a context manager that closes the engine.
 
     One generation runs at a time, over the engine's slots. Without a ``tokenizer`` prompts must be
-    token ids and texts are empty.
+    token ids and texts are empty. ``adapters`` has the number of each LoRA adapter by its name.
     """
 
     def __init__(
@@ -91,11 +93,13 @@ class Model(Closing):
         chat_template: "ChatTemplate | None" = None,
         prefill_chunk: int = 512,
         draft: Engine | None = None,
+        adapters: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
         self.engine = engine
         self.draft = draft
+        self.adapters = adapters
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.chat_template = chat_template
@@ -141,6 +145,7 @@ class Model(Closing):
         stream: bool = False,
         ignore_eos: bool = False,
         speculation: SpeculationMethod | None = None,
+        adapter: str | None = None,
     ) -> Generation | list[Generation] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
@@ -150,7 +155,8 @@ class Model(Closing):
         ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
         sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
         several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with.
+        "draft" model that the bundle was opened with. ``adapter`` names one of the LoRA adapters
+        that the bundle was opened with.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
@@ -176,7 +182,7 @@ class Model(Closing):
         advance = self._advance(speculation, sampling, limits)
         batch, is_single = _as_batch(prompts)
         encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
-        tokens = self._run(encoded, sampling, limits, advance)
+        tokens = self._run(encoded, sampling, limits, advance, self._adapter_id(adapter))
         if stream:
             return tokens
         results = [
@@ -187,15 +193,18 @@ class Model(Closing):
             results[token.index].add(token)
         return results[0] if is_single else results
 
-    def logits(self, token_ids: TokenIds) -> FloatArray:
+    def logits(self, token_ids: TokenIds, *, adapter: str | None = None) -> FloatArray:
         """Run ``token_ids`` through one slot; returns the logits of every position [n, vocab].
 
-        Raises UserError if they are empty, out of range or more than the capacity.
+        Raises UserError if they are empty, out of range or more than the capacity, or there is no
+        such adapter.
         """
+        adapter_id = self._adapter_id(adapter)
         ids = self._check_ids(token_ids)
         if len(ids) > self.engine.cache.capacity:
             raise self._too_long(f"{len(ids)} tokens")
         with self._exclusive():
+            self.engine.cache.adapter_ids[0] = adapter_id
             rows = []
             for start in range(0, len(ids), self._chunk):
                 chunk = ids[None, start : start + self._chunk]
@@ -233,9 +242,10 @@ class Model(Closing):
         sampling: SamplingParameters,
         limits: Limits,
         advance: decoding.Advance,
+        adapter_id: int,
     ) -> Iterator[Token]:
         sequences = [
-            decoding.Sequence(index, ids, sampling, limits, self._vocabulary)
+            decoding.Sequence(index, ids, sampling, limits, self._vocabulary, adapter_id)
             for index, ids in enumerate(prompts)
         ]
         with self._exclusive():
@@ -286,6 +296,17 @@ class Model(Closing):
         if len(ids) + new > limits.capacity:
             raise self._too_long(f"The prompt's {len(ids)} tokens and {new} new ones")
         return ids
+
+    def _adapter_id(self, adapter: str | None) -> int:
+        if adapter is None:
+            return 0
+        if adapter not in self.adapters:
+            known = ", ".join(map(repr, self.adapters))
+            raise UserError(
+                f"There is no adapter {adapter!r}{f', only {known}' if known else ''}: open the "
+                "bundle with adapters={name: directory}."
+            )
+        return self.adapters[adapter]
 
     def _check_ids(self, token_ids: TokenIds) -> IntArray:
         if not len(token_ids):

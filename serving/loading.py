@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
+    from serving.lora import AdapterTables
     from serving.onnxruntime import Provider
 
 DEFAULT_CAPACITY = 4096
@@ -32,6 +34,7 @@ class EnginePlan:
     slots: int
     capacity: int
     prepack: bool
+    adapters: "AdapterTables | None" = None
 
     @property
     def nbytes(self) -> int:
@@ -96,6 +99,7 @@ class EnginePlan:
                 threads=threads,
                 prepack=self.prepack,
                 takes_turns=bool(self.engine.stages),
+                adapters=self.adapters,
             )
             for file, weight_bytes in self.engine.parts
         ]
@@ -105,6 +109,7 @@ class EnginePlan:
 def load(
     bundle: str | Path,
     *,
+    adapters: Mapping[str, str | Path] | None = None,
     draft: str | Path | None = None,
     target: Target | None = None,
     provider: "Provider | None" = None,
@@ -117,17 +122,19 @@ def load(
 ) -> Model:
     """Open a bundle for generation.
 
-    ``draft`` is the bundle of a smaller model with the same tokens, for speculative decoding.
-    ``capacity`` is the most tokens a sequence may have, prompt included (default: the model's
-    maximum, at most 4096), ``slots`` how many sequences run at a time (default: 4). ``target``
-    picks one of the bundle's engines (default: ONNX Runtime's, if there is one). ``provider`` is
-    "cpu" or "cuda" and says where ONNX Runtime runs (default: "cpu"); TensorRT runs on the GPU.
-    ``threads`` defaults to the physical cores, ``prefill_chunk`` is how many tokens of a prompt run
-    at once. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime faster, for
-    time and memory when it is opened. ``verify`` compares the files' checksums first.
+    ``adapters`` are directories of LoRA adapters by the names that Model.generate takes; the bundle
+    must be exported with ``--lora``. ``draft`` is the bundle of a smaller model with the same
+    tokens, for speculative decoding. ``capacity`` is the most tokens a sequence may have, prompt
+    included (default: the model's maximum, at most 4096), ``slots`` how many sequences run at a
+    time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
+    there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
+    "cpu"); TensorRT runs on the GPU. ``threads`` defaults to the physical cores, ``prefill_chunk``
+    is how many tokens of a prompt run at once. ``prepack`` makes steps of several rows of a float
+    engine in ONNX Runtime faster, for time and memory when it is opened. ``verify`` compares the
+    files' checksums first.
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
-    or the draft has other tokens.
+    an adapter can't be used, or the draft has other tokens.
     """
     opened = open_bundle(bundle, verify)
     engine = choose_engine(opened, target)
@@ -136,7 +143,8 @@ def load(
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = _load_tokenizer(opened)
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack)]
+    tables = _load_adapters(opened, adapters or {})
+    plans = [EnginePlan(opened, engine, slots, capacity, prepack, tables)]
     if draft is not None:
         plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
 
@@ -149,7 +157,22 @@ def load(
         _load_chat_template(opened, tokenizer),
         prefill_chunk,
         draft=engines[1] if draft is not None else None,
+        adapters=tables.indices,
     )
+
+
+def _load_adapters(bundle: Bundle, adapters: Mapping[str, str | Path]) -> "AdapterTables":
+    """Read adapters into the tables that the bundle's graph takes."""
+    from serving.lora import AdapterTables
+    from serving.peft_adapter import read_adapter
+
+    graph = bundle.manifest.graph
+    if adapters and not graph.lora:
+        raise UserError(
+            f"The bundle {str(bundle.path)!r} takes no adapters: export the model with --lora."
+        )
+    read = {name: read_adapter(Path(path), graph.lora) for name, path in adapters.items()}
+    return AdapterTables(graph.lora, graph.dtype, read)
 
 
 def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> None:
@@ -161,6 +184,11 @@ def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> Non
         raise UserError(
             f"provider is 'cpu', but engines of {on_gpu[0].engine.target} run on a GPU: leave "
             "provider= out, or take target='onnxruntime'."
+        )
+    if provider == "cuda" and any(plan.bundle.manifest.graph.lora for plan in plans):
+        raise UserError(
+            "Bundles that take LoRA adapters run on the CPU only: leave provider out, or export "
+            "the model without --lora."
         )
     if provider in (None, "cpu"):
         _check_memory([plan for plan in plans if not plan.is_tensorrt])
