@@ -17,7 +17,7 @@ from serving.lora import Adapter, AdapterTables, Factors
 
 _SEED = 20210617
 _RANKS = (3, 5)
-_STRENGTH = 0.25  # of what an adapter adds, beside a layer's input
+_STRENGTH = 0.1  # of what an adapter adds, beside a layer's input
 
 
 def adapted_modules(model: PreTrainedModel, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -134,17 +134,20 @@ def test_every_row_has_its_own_adapter(
     adapters = {None: None, "a": here.weights(rank=4), "b": here.weights(rank=2, every=3, seed=1)}
     chosen = ["a", None, "b", "b", "a"]
     paths = {n: write_adapter(tmp_path / n, w) for n, w in adapters.items() if n and w}
-    expected = [here.tokens(p, adapters[n]) for p, n in zip(prompts(), chosen, strict=True)]
-    assert expected[0] != here.tokens(prompts()[0])
+    new = [3, NEW_TOKENS, 6, NEW_TOKENS, 4]
+    expected = [
+        here.tokens(prompt, adapters[name])[:count]
+        for prompt, name, count in zip(prompts(), chosen, new, strict=True)
+    ]
+    assert expected[3] != here.tokens(prompts()[3])
     with here.model(paths) as model:
-        limits = decoding.Limits(64, NEW_TOKENS, 0, (), ())
         numbers = {None: 0, **model.adapters}
         sequences = [
             decoding.Sequence(
                 index,
                 np.array(ids),
                 SamplingParameters(),
-                limits,
+                decoding.Limits(64, new[index], 0, (), ()),
                 None,
                 numbers[name],
             )
