@@ -4,51 +4,51 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
 import numpy as np
 
 from serving import decoding
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
-from serving.decoding import FinishReason, Limits, Token
+from serving.decoding import (
+    ContextOverflow,
+    Failure,
+    FinishReason,
+    Limits,
+    SpeculationMethod,
+    Token,
+)
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import UserError
-from serving.prompt_lookup import PromptLookup
-from serving.run_ahead import RunAhead
-from serving.sampling import LogProbs, SamplingParameters
-from serving.speculation import Speculation, SpeculationMethod
+from serving.mixed_decoder import MixedDecoder
+from serving.pacing import Pacing
+from serving.prefix_cache import PrefixCache
+from serving.prompts import Prompt, PromptEncoder, TokenIds
+from serving.request_queue import Job, RequestQueue
+from serving.sampling import LogProbs, SamplingOptions, SamplingParameters
+from serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate, Message
 
-TokenIds = Sequence[int]
-Prompt = str | TokenIds
 Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
 
 
-class GenerateOptions(TypedDict, total=False):
+class GenerateOptions(SamplingOptions, total=False):
     """The keyword parameters of Model.generate, but for ``stream``."""
 
     max_new_tokens: int | None
     min_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
     stop: str | Sequence[str]
-    logprobs: int | None
     ignore_eos: bool
     speculation: SpeculationMethod | None
+    context_overflow: ContextOverflow
 
 
 @dataclass(slots=True)
@@ -79,8 +79,9 @@ class Generation:
 class Model(Closing):
     """An engine with its tokenizer, ready to generate; a context manager that closes the engine.
 
-    One generation runs at a time, over the engine's slots. Without a ``tokenizer`` prompts must be
-    token ids and texts are empty.
+    One generation runs at a time, over the engine's first ``slots`` slots (default: all). Rows
+    behind them keep what finished sequences computed, for prompts that begin alike. Without a
+    ``tokenizer`` prompts must be token ids and texts are empty.
     """
 
     def __init__(
@@ -91,20 +92,28 @@ class Model(Closing):
         chat_template: "ChatTemplate | None" = None,
         prefill_chunk: int = 512,
         draft: Engine | None = None,
+        slots: int | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
         self.engine = engine
         self.draft = draft
         self.tokens = tokens
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self.slots = slots or engine.cache.slots
+        self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
         # A tokenizer may have ids that the model can't produce.
         self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._step_costs = StepCosts()
+        has_rows = self.slots < engine.cache.slots
+        self.prefixes = PrefixCache(engine.cache, self.slots) if has_rows else None
         self._in_use = threading.Lock()
+
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The bundle's tokenizer."""
+        return self.prompts.tokenizer
 
     @overload  # a str is a Sequence[str] too, but the first match wins
     def generate(  # type: ignore[overload-overlap]
@@ -123,76 +132,103 @@ class Model(Closing):
         self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Iterator[Token]: ...
     def generate(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        logprobs: int | None = None,
-        stream: bool = False,
-        ignore_eos: bool = False,
-        speculation: SpeculationMethod | None = None,
+        self, prompts: Prompts, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Generation | list[Generation] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
         Returns one Generation for one prompt, a list in the prompts' order for a list, and with
-        ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. Without
-        ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
-        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
-        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
-        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with.
+        ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. For the options
+        see ``sequence``.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
-        sampling = SamplingParameters(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            seed=seed,
-            logprobs=logprobs,
-        )
+        batch, is_single = _as_batch(prompts)
+        sequences = [self.sequence(prompt, at, **options) for at, prompt in enumerate(batch)]
+        results = [
+            Generation(
+                prompt_tokens=len(sequence.prompt_ids),
+                logprobs=None if sequence.sampling.logprobs is None else [],
+            )
+            for sequence in sequences
+        ]
+        tokens = self._run(sequences)
+        if stream:
+            return tokens
+        for token in tokens:
+            results[token.index].add(token)
+        return results[0] if is_single else results
+
+    def sequence(
+        self,
+        prompt: Prompt,
+        index: int = 0,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        speculation: SpeculationMethod | None = None,
+        context_overflow: ContextOverflow = "refuse",
+        **sampling: Unpack[SamplingOptions],
+    ) -> decoding.Sequence:
+        """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
+
+        Without ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
+        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
+        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
+        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
+        "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
+        text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
+        forgets the oldest tokens whenever the capacity is full.
+
+        Raises UserError for anything that can't be run.
+        """
+        parameters = SamplingParameters(**sampling)
         limits = Limits(
             capacity=self.engine.cache.capacity,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             eos=() if ignore_eos else self._eos,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            slides=context_overflow == "slide",
         )
         self._check_limits(limits)
-        advance = self._advance(speculation, sampling, limits)
-        batch, is_single = _as_batch(prompts)
-        encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
-        tokens = self._run(encoded, sampling, limits, advance)
-        if stream:
-            return tokens
-        results = [
-            Generation(prompt_tokens=len(ids), logprobs=None if logprobs is None else [])
-            for ids in encoded
-        ]
-        for token in tokens:
-            results[token.index].add(token)
-        return results[0] if is_single else results
+        self._check_speculation(speculation)
+        ids = self._fitted(self.prompts.ids(prompt), limits, context_overflow)
+        return decoding.Sequence(
+            index, ids, parameters, limits, self._vocabulary, speculation=speculation
+        )
+
+    def scheduler(
+        self,
+        *,
+        target_latency: float | None = None,
+        queue_limit: int | None = None,
+        fills_slots_first: bool = False,
+    ) -> Scheduler:
+        """Return a scheduler over this model's slots; only one may be in use at a time.
+
+        ``target_latency`` (seconds) is the time between two tokens of a stream that it aims at,
+        ``queue_limit`` the most sequences that may wait. With ``fills_slots_first`` prompts run
+        before anything is decoded, which serves a batch sooner and a stream later.
+        """
+        engine = self.engine
+        draft = DraftModel(self.draft, engine.vocab_size, self._chunk) if self.draft else None
+        return Scheduler(
+            engine,
+            MixedDecoder(engine, draft, self._step_costs),
+            Pacing(self._chunk, self.slots, target_latency),
+            queue=RequestQueue(queue_limit),
+            prefixes=self.prefixes,
+            fills_slots_first=fills_slots_first,
+        )
 
     def logits(self, token_ids: TokenIds) -> FloatArray:
         """Run ``token_ids`` through one slot; returns the logits of every position [n, vocab].
 
         Raises UserError if they are empty, out of range or more than the capacity.
         """
-        ids = self._check_ids(token_ids)
+        ids = self.prompts.ids(token_ids)
         if len(ids) > self.engine.cache.capacity:
             raise self._too_long(f"{len(ids)} tokens")
         with self._exclusive():
@@ -204,22 +240,12 @@ class Model(Closing):
             return np.concatenate(rows)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""
-        return list(self._require_tokenizer().encode(text).ids)
+        """Token ids of ``text``; see PromptEncoder.encode."""
+        return self.prompts.encode(text)
 
     def encode_chat(self, messages: Sequence["Message"]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply.
-
-        Raises UserError if the bundle has no chat template or the template refuses the messages.
-        """
-        if self.chat_template is None:
-            raise UserError(
-                "This bundle has no chat template: use generate with a plain prompt, or export a "
-                "checkpoint that has one."
-            )
-        text = self.chat_template.render(messages)
-        # The template writes the special tokens itself.
-        return list(self._require_tokenizer().encode(text, add_special_tokens=False).ids)
+        """Token ids of a conversation; see PromptEncoder.encode_chat."""
+        return self.prompts.encode_chat(messages)
 
     def close(self) -> None:
         """Free the engines and their buffers."""
@@ -227,41 +253,15 @@ class Model(Closing):
         if self.draft is not None:
             self.draft.close()
 
-    def _run(
-        self,
-        prompts: list[IntArray],
-        sampling: SamplingParameters,
-        limits: Limits,
-        advance: decoding.Advance,
-    ) -> Iterator[Token]:
-        sequences = [
-            decoding.Sequence(index, ids, sampling, limits, self._vocabulary)
-            for index, ids in enumerate(prompts)
-        ]
+    def _run(self, sequences: list[decoding.Sequence]) -> Iterator[Token]:
         with self._exclusive():
-            yield from decoding.generate(self.engine, sequences, self._chunk, advance)
-
-    def _advance(
-        self, speculation: SpeculationMethod | None, sampling: SamplingParameters, limits: Limits
-    ) -> decoding.Advance:
-        chooser = self.engine.chooser
-        if speculation is None:
-            chooses = chooser is not None and chooser.takes(sampling, limits.min_new_tokens)
-            return RunAhead(chooser).advance if chooser and chooses else decoding.decode
-        if speculation == "prompt-lookup":
-            return Speculation(PromptLookup, self._step_costs).advance
-        if speculation != "draft":
-            raise UserError(
-                f"speculation is {speculation!r}, but must be 'prompt-lookup', 'draft' or None: "
-                "change it."
-            )
-        if self.draft is None:
-            raise UserError(
-                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
-                "take speculation='prompt-lookup'."
-            )
-        draft_model = DraftModel(self.draft, self.engine.vocab_size, self._chunk)
-        return Speculation(draft_model.open, self._step_costs).advance
+            scheduler = self.scheduler(fills_slots_first=True)
+            for sequence in sequences:
+                scheduler.submit(Job(sequence))
+            for event in scheduler.run():
+                if isinstance(event, Failure):
+                    raise event.error
+                yield event
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -276,28 +276,15 @@ class Model(Closing):
         finally:
             self._in_use.release()
 
-    def _prompt_ids(self, prompt: Prompt, limits: Limits) -> IntArray:
-        if isinstance(prompt, str):
-            if not prompt:
-                raise UserError("The prompt is empty: give at least one character.")
-            prompt = self.encode(prompt)
-        ids = self._check_ids(prompt)
+    def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
+        """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""
         new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
-        if len(ids) + new > limits.capacity:
+        if len(ids) + new <= limits.capacity or overflow == "slide":
+            return ids
+        room = limits.capacity - new
+        if overflow == "refuse" or room < 1:
             raise self._too_long(f"The prompt's {len(ids)} tokens and {new} new ones")
-        return ids
-
-    def _check_ids(self, token_ids: TokenIds) -> IntArray:
-        if not len(token_ids):
-            raise UserError("The prompt is empty: give at least one token.")
-        vocab = self.engine.vocab_size
-        for token_id in token_ids:
-            if not isinstance(token_id, (int, np.integer)) or not 0 <= token_id < vocab:
-                raise UserError(
-                    f"The prompt has the token id {token_id!r}, but this model's ids are whole "
-                    f"numbers from 0 to {vocab - 1}: use the tokenizer that belongs to it."
-                )
-        return np.array(token_ids, np.int64)
+        return ids[-room:]
 
     def _too_long(self, tokens: str) -> UserError:
         return UserError(
@@ -313,18 +300,26 @@ class Model(Closing):
             raise UserError(
                 f"min_new_tokens is {least}, but must be from 0 to max_new_tokens: change it."
             )
+        if most is None and limits.slides:
+            raise UserError(
+                "A text whose context slides has no end of its own: give max_new_tokens."
+            )
         if "" in limits.stop:
             raise UserError("A stop string is empty: leave it out.")
         if limits.stop:
-            self._require_tokenizer()
+            self.prompts.require_tokenizer()
 
-    def _require_tokenizer(self) -> "Tokenizer":
-        if self.tokenizer is None:
+    def _check_speculation(self, method: SpeculationMethod | None) -> None:
+        if method not in (None, "prompt-lookup", "draft"):
             raise UserError(
-                "This bundle has no tokenizer.json: give token ids as prompts and no stop strings, "
-                "or export a checkpoint that has a tokenizer."
+                f"speculation is {method!r}, but must be 'prompt-lookup', 'draft' or None: "
+                "change it."
             )
-        return self.tokenizer
+        if method == "draft" and self.draft is None:
+            raise UserError(
+                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
+                "take speculation='prompt-lookup'."
+            )
 
 
 def _as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:

@@ -32,12 +32,18 @@ class EnginePlan:
     slots: int
     capacity: int
     prepack: bool
+    prefix_rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of its KV cache."""
+        return self.slots + self.prefix_rows
 
     @property
     def nbytes(self) -> int:
         """Bytes of its weights and KV buffers."""
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
-        return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
+        return self.engine.weight_bytes + self.rows * self.capacity * kv_bytes
 
     @property
     def is_tensorrt(self) -> bool:
@@ -58,7 +64,7 @@ class EnginePlan:
             self.bundle.path / self.engine.file,
             self.bundle.manifest.graph,
             self.engine,
-            slots=self.slots,
+            slots=self.rows,
             capacity=self.capacity,
             runtime_cache=kept_kernels(self.bundle, self.engine),
         )
@@ -74,7 +80,7 @@ class EnginePlan:
         engine = OnnxRuntimeCudaEngine(
             self.bundle.path / self.engine.file,
             self.bundle.manifest.graph,
-            slots=self.slots,
+            slots=self.rows,
             capacity=self.capacity,
             weight_bytes=self.engine.weight_bytes,
         )
@@ -90,7 +96,7 @@ class EnginePlan:
             OnnxRuntimeEngine(
                 self.bundle.path / file,
                 self.bundle.manifest.graph,
-                slots=self.slots,
+                slots=self.rows,
                 capacity=self.capacity,
                 weight_bytes=weight_bytes,
                 threads=threads,
@@ -112,6 +118,7 @@ def load(
     slots: int | None = None,
     threads: int | None = None,
     prefill_chunk: int = 512,
+    prefix_rows: int = 0,
     prepack: bool = False,
     verify: bool = True,
 ) -> Model:
@@ -123,8 +130,9 @@ def load(
     picks one of the bundle's engines (default: ONNX Runtime's, if there is one). ``provider`` is
     "cpu" or "cuda" and says where ONNX Runtime runs (default: "cpu"); TensorRT runs on the GPU.
     ``threads`` defaults to the physical cores, ``prefill_chunk`` is how many tokens of a prompt run
-    at once. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime faster, for
-    time and memory when it is opened. ``verify`` compares the files' checksums first.
+    at once. ``prefix_rows`` more rows of KV cache keep what ended sequences computed, for prompts
+    that begin alike. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime
+    faster, for time and memory when it is opened. ``verify`` compares the files' checksums first.
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     or the draft has other tokens.
@@ -136,7 +144,9 @@ def load(
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = _load_tokenizer(opened)
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack)]
+    if prefix_rows < 0:
+        raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
+    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows)]
     if draft is not None:
         plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
 
@@ -149,6 +159,7 @@ def load(
         _load_chat_template(opened, tokenizer),
         prefill_chunk,
         draft=engines[1] if draft is not None else None,
+        slots=slots,
     )
 
 
@@ -168,7 +179,7 @@ def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> Non
         from serving.tensorrt.opening import Candidate, refuse_unfit
 
         refuse_unfit(
-            [Candidate(plan.bundle, plan.engine, plan.slots, plan.capacity) for plan in on_gpu]
+            [Candidate(plan.bundle, plan.engine, plan.rows, plan.capacity) for plan in on_gpu]
         )
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,20 @@ FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 MAX_LOGPROBS = 20
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of SamplingParameters, as keyword parameters."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    logprobs: int | None
 
 
 @dataclass(frozen=True, slots=True)
