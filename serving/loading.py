@@ -12,6 +12,7 @@ from serving.contract import CONTRACT_VERSION
 from serving.engine import Engine
 from serving.errors import UserError
 from serving.generation import Model
+from serving.prompts import PromptEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -161,6 +162,13 @@ def load(
         draft=engines[1] if draft is not None else None,
         slots=slots,
     )
+
+
+def load_prompts(bundle: Bundle) -> PromptEncoder:
+    """The bundle's tokenizer and chat template, without its engine."""
+    tokenizer = _load_tokenizer(bundle)
+    vocab_size = bundle.manifest.graph.vocab_size
+    return PromptEncoder(vocab_size, tokenizer, _load_chat_template(bundle, tokenizer))
 
 
 def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from serving.chat import ChatTemplate, Message
 
-TokenIds = Sequence[int]
+TokenIds = Sequence[int] | IntArray
 Prompt = str | TokenIds
 
 

@@ -80,6 +80,14 @@ class Scheduler:
                 return True
         return False
 
+    def clear(self) -> list[int]:
+        """Forget all sequences; returns their indices."""
+        jobs = [*self._begun(), *(self.waiting.pop() for _ in range(len(self.waiting)))]
+        for job in jobs:
+            self._decoder.forget(job.sequence)
+        self.active, self.prefill = [], None
+        return [job.sequence.index for job in jobs]
+
     def step(self) -> list[Event]:
         """Give up what is late, then run one chunk of a prompt or decode a step of all streams.
 
