@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 import numpy as np
 
 from serving import decoding
+from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
 from serving.decoding import FinishReason, Limits, Token
@@ -49,6 +50,9 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     ignore_eos: bool
     speculation: SpeculationMethod | None
+    num_beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
 
 
 @dataclass(slots=True)
@@ -57,7 +61,8 @@ class Generation:
 
     ``token_ids`` holds generated tokens only, with the EOS token if there was one; ``text`` is
     their text without special tokens, cut before a stop string. ``logprobs`` has one entry a token
-    if they were asked for.
+    if they were asked for. ``score`` is that of a beam search: the sum of log-probabilities divided
+    by the number of tokens to the power of the length penalty.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -65,6 +70,7 @@ class Generation:
     finish_reason: FinishReason = "length"
     prompt_tokens: int = 0
     logprobs: list[LogProbs] | None = None
+    score: float | None = None
 
     def add(self, token: Token) -> None:
         """Append one token and its text."""
@@ -122,6 +128,18 @@ class Model(Closing):
     def generate(
         self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Iterator[Token]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, num_return_sequences: int, **options: Unpack[GenerateOptions]
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[TokenIds],
+        *,
+        num_return_sequences: int,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[Generation]]: ...
     def generate(
         self,
         prompts: Prompts,
@@ -141,7 +159,11 @@ class Model(Closing):
         stream: bool = False,
         ignore_eos: bool = False,
         speculation: SpeculationMethod | None = None,
-    ) -> Generation | list[Generation] | Iterator[Token]:
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        num_return_sequences: int | None = None,
+    ) -> Generation | list[Generation] | list[list[Generation]] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
         Returns one Generation for one prompt, a list in the prompts' order for a list, and with
@@ -150,7 +172,9 @@ class Model(Closing):
         ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
         sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
         several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with.
+        "draft" model that the bundle was opened with. ``num_beams`` above 1 is a beam search, for
+        whose parameters see BeamParameters; with ``num_return_sequences`` a prompt's result is the
+        list of so many Generations, best first.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
@@ -173,9 +197,17 @@ class Model(Closing):
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         self._check_limits(limits)
+        beams = BeamParameters(num_beams, length_penalty, early_stopping, num_return_sequences)
         advance = self._advance(speculation, sampling, limits)
         batch, is_single = _as_batch(prompts)
         encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
+        if num_beams > 1:
+            check_search(
+                self.engine, beams, sampling, limits, stream=stream, speculation=speculation
+            )
+            found = self._search(encoded, beams, sampling, limits)
+            best = [group[0] for group in found] if num_return_sequences is None else found
+            return best[0] if is_single else best
         tokens = self._run(encoded, sampling, limits, advance)
         if stream:
             return tokens
@@ -240,6 +272,31 @@ class Model(Closing):
         ]
         with self._exclusive():
             yield from decoding.generate(self.engine, sequences, self._chunk, advance)
+
+    def _search(
+        self,
+        prompts: list[IntArray],
+        beams: BeamParameters,
+        sampling: SamplingParameters,
+        limits: Limits,
+    ) -> list[list[Generation]]:
+        """Search from one prompt after the other; each gives its best sequences, best first."""
+        with self._exclusive():
+            return [
+                [
+                    Generation(
+                        token_ids=hypothesis.token_ids,
+                        text=self._vocabulary.decode(hypothesis.token_ids)
+                        if self._vocabulary
+                        else "",
+                        finish_reason=hypothesis.finish_reason,
+                        prompt_tokens=len(ids),
+                        score=hypothesis.score,
+                    )
+                    for hypothesis in search(self.engine, ids, beams, sampling, limits, self._chunk)
+                ]
+                for ids in prompts
+            ]
 
     def _advance(
         self, speculation: SpeculationMethod | None, sampling: SamplingParameters, limits: Limits
