@@ -38,6 +38,11 @@ class BeamParameters:
         beams, penalty, most = self.num_beams, self.length_penalty, MOST_LENGTH_PENALTY
         early, returned = self.early_stopping, self.num_return_sequences
         _require("num_beams", beams, _is_within(beams, Integral, 1), "a whole number of at least 1")
+        if beams == 1 and (penalty != 1 or early or returned is not None):
+            raise UserError(
+                "length_penalty, early_stopping and num_return_sequences belong to beam search: "
+                "set num_beams above 1, or leave them out."
+            )
         is_in_range = _is_within(penalty, Real, -most, most)
         _require("length_penalty", penalty, is_in_range, f"a number from -{most} to {most}")
         is_known = isinstance(early, bool) or early == "never"
@@ -45,11 +50,6 @@ class BeamParameters:
         is_possible = returned is None or _is_within(returned, Integral, 1, beams)
         rule = f"a whole number from 1 to num_beams, which is {beams}"
         _require("num_return_sequences", returned, is_possible, rule)
-        if beams == 1 and (penalty != 1 or early or returned is not None):
-            raise UserError(
-                "length_penalty, early_stopping and num_return_sequences belong to beam search: "
-                "set num_beams above 1, or leave them out."
-            )
 
 
 @dataclass(frozen=True, slots=True)
