@@ -95,7 +95,7 @@ def test_sequences_order_and_scores_equal_transformers(
 ) -> None:
     loaded, reference = trained
     prompts = [loaded.encode(prompt) for prompt in PROMPTS]
-    eos = (*loaded.tokens.eos, *range(300, 420))
+    eos = (*loaded.tokens.eos, *loaded.encode("\n"), *range(300, 420))
     model = Model(loaded.engine, SpecialTokens(eos=eos), prefill_chunk=CHUNK)
     found = assert_equal(model, reference, prompts, num_beams=4, max_new_tokens=24, **settings)
     reasons = {result.finish_reason for result in found}
