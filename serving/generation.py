@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 import numpy as np
 
 from serving import decoding
+from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
 from serving.decoding import (
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
 
 
-class GenerateOptions(SamplingOptions, total=False):
-    """The keyword parameters of Model.generate, but for ``stream``."""
+class SequenceOptions(SamplingOptions, total=False):
+    """The keyword parameters of Model.sequence."""
 
     max_new_tokens: int | None
     min_new_tokens: int
@@ -51,13 +52,22 @@ class GenerateOptions(SamplingOptions, total=False):
     context_overflow: ContextOverflow
 
 
+class GenerateOptions(SequenceOptions, total=False):
+    """The keyword parameters of Model.generate, but for ``stream`` and ``num_return_sequences``."""
+
+    num_beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+
+
 @dataclass(slots=True)
 class Generation:
     """What was generated from one prompt.
 
     ``token_ids`` holds generated tokens only, with the EOS token if there was one; ``text`` is
     their text without special tokens, cut before a stop string. ``logprobs`` has one entry a token
-    if they were asked for.
+    if they were asked for. ``score`` is that of a beam search: the sum of log-probabilities divided
+    by the number of tokens to the power of the length penalty.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -65,6 +75,7 @@ class Generation:
     finish_reason: FinishReason = "length"
     prompt_tokens: int = 0
     logprobs: list[LogProbs] | None = None
+    score: float | None = None
 
     def add(self, token: Token) -> None:
         """Append one token and its text."""
@@ -131,19 +142,47 @@ class Model(Closing):
     def generate(
         self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Iterator[Token]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, num_return_sequences: int, **options: Unpack[GenerateOptions]
+    ) -> list[Generation]: ...
+    @overload
     def generate(
-        self, prompts: Prompts, *, stream: bool = False, **options: Unpack[GenerateOptions]
-    ) -> Generation | list[Generation] | Iterator[Token]:
+        self,
+        prompts: Sequence[str] | Sequence[TokenIds],
+        *,
+        num_return_sequences: int,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[Generation]]: ...
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        stream: bool = False,
+        num_return_sequences: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        **options: Unpack[SequenceOptions],
+    ) -> Generation | list[Generation] | list[list[Generation]] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
         Returns one Generation for one prompt, a list in the prompts' order for a list, and with
         ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. For the options
-        see ``sequence``.
+        see ``sequence``. ``num_beams`` above 1 is a beam search, for whose parameters see
+        BeamParameters; with ``num_return_sequences`` a prompt's result is the list of so many
+        Generations, best first.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
+        beams = BeamParameters(num_beams, length_penalty, early_stopping, num_return_sequences)
         batch, is_single = _as_batch(prompts)
         sequences = [self.sequence(prompt, at, **options) for at, prompt in enumerate(batch)]
+        if num_beams > 1:
+            check_search(self.slots, beams, sequences[0], stream=stream)
+            found = self._search(sequences, beams)
+            best = [group[0] for group in found] if num_return_sequences is None else found
+            return best[0] if is_single else best
         results = [
             Generation(
                 prompt_tokens=len(sequence.prompt_ids),
@@ -262,6 +301,27 @@ class Model(Closing):
                 if isinstance(event, Failure):
                     raise event.error
                 yield event
+
+    def _search(
+        self, sequences: list[decoding.Sequence], beams: BeamParameters
+    ) -> list[list[Generation]]:
+        """Search from one prompt after the other; each gives its best sequences, best first."""
+        with self._exclusive():
+            return [
+                [
+                    Generation(
+                        token_ids=hypothesis.token_ids,
+                        text=self._vocabulary.decode(hypothesis.token_ids)
+                        if self._vocabulary
+                        else "",
+                        finish_reason=hypothesis.finish_reason,
+                        prompt_tokens=len(sequence.prompt_ids),
+                        score=hypothesis.score,
+                    )
+                    for hypothesis in search(self.engine, sequence, beams, self._chunk)
+                ]
+                for sequence in sequences
+            ]
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -239,6 +239,13 @@ def softmax(scores: FloatArray) -> FloatArray:
     return exponentials
 
 
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Natural log-probabilities of ``logits`` [n, vocab], of the same shape."""
+    shifted: FloatArray = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
 def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
     """Log-probabilities of the chosen and the ``top`` most likely tokens, of ``logits`` [vocab]."""
     shifted = logits.astype(np.float64) - logits.max()
@@ -246,9 +253,16 @@ def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
     chosen, top = float(values[token_id]), min(top, len(values))
     if top == 0:
         return LogProbs(chosen, ())
-    candidates = np.flatnonzero(values >= np.partition(values, -top)[-top])
-    likeliest = candidates[np.argsort(-values[candidates], kind="stable")[:top]]
-    return LogProbs(chosen, tuple((int(i), float(values[i])) for i in likeliest))
+    return LogProbs(chosen, tuple((int(i), float(values[i])) for i in likeliest(values, top)))
+
+
+def likeliest(values: FloatArray | Float64Array, count: int) -> IntArray:
+    """Return the indices of the ``count`` largest ``values`` [n], the largest first.
+
+    Of equal ones the lower index comes first.
+    """
+    candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
 
 
 def _require(
