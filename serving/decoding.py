@@ -7,8 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from serving.constraints import ConstraintError, Matcher
 from serving.detokenizer import Detokenizer, StopStrings, Vocabulary
 from serving.engine import Engine, FloatArray, IntArray
+from serving.errors import UserError
 from serving.sampling import (
     Float64Array,
     LogProbs,
@@ -20,7 +22,7 @@ from serving.sampling import (
     sample_after_draft,
 )
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ class Token:
     """One generated token of prompt number ``index``.
 
     ``text`` is what became certain with it (maybe nothing); ``finish_reason`` is set on the last
-    token, "stop" for an EOS token or a stop string and "length" for a limit. So many tokens were
-    ``drafted`` for the step that begins with this one; a ``speculated`` token came of such a draft
-    and needed no step.
+    token, "stop" for an EOS token, a stop string or the end of a constraint, and "length" for a
+    limit. So many tokens were ``drafted`` for the step that begins with this one; a ``speculated``
+    token came of such a draft and needed no step. With "error" there is no token (the id is -1): an
+    ``error`` ended this sequence alone.
     """
 
     index: int
@@ -54,6 +57,7 @@ class Token:
     logprobs: LogProbs | None = None
     drafted: int = 0
     speculated: bool = False
+    error: UserError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Draft:
 
 
 class Sequence:
-    """One prompt and what was generated from it so far."""
+    """One prompt and what was generated from it so far; a ``matcher`` constrains what comes."""
 
     def __init__(
         self,
@@ -77,10 +81,12 @@ class Sequence:
         sampling: SamplingParameters,
         limits: Limits,
         vocabulary: Vocabulary | None,
+        matcher: Matcher | None = None,
     ) -> None:
         room = limits.capacity - len(prompt_ids)
         self._index = index
         self.sampling = sampling
+        self.matcher = matcher
         self._limits = limits
         self._most = room if limits.max_new_tokens is None else min(room, limits.max_new_tokens)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
@@ -127,12 +133,26 @@ class Sequence:
         """Sample the next token from ``logits`` [vocab].
 
         If ``drafted`` was drawn from ``draft_probabilities`` [vocab], it is taken as often as the
-        distribution of the logits allows.
+        distribution of the logits allows. What the constraint fails on is returned as the
+        sequence's last Token.
         """
+        try:
+            return self._sample(logits, drafted, draft_probabilities)
+        except ConstraintError as error:
+            self.finished = True
+            return Token(self._index, -1, "", "error", error=error)
+
+    def _sample(
+        self, logits: FloatArray, drafted: int, draft_probabilities: Float64Array | None
+    ) -> Token:
         candidates = logits
         if len(self.generated_ids) < self._limits.min_new_tokens:
             candidates = logits.copy()
             candidates[list(self._limits.eos)] = -np.inf
+        if self.matcher is not None:
+            # Before bias, penalties and temperature: -inf stays -inf under all of them, and top-k,
+            # top-p and min-p then choose among what is allowed.
+            candidates = self.matcher.mask(candidates)
         conditions = (candidates, self.sampling, self.prompt_ids, self.generated_ids)
         if draft_probabilities is None:
             token_id = sample(*conditions, self.random)
@@ -143,7 +163,9 @@ class Sequence:
         return self.append(token_id, None if top is None else log_probs(logits, token_id, top))
 
     def append(self, token_id: int, logprobs: LogProbs | None = None) -> Token:
-        """Take a token that was chosen."""
+        """Take a token that was chosen; raises ConstraintError if the constraint forbids it."""
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
         self._ids[self._length] = token_id
         self._length += 1
         text, reason = self._advance(token_id)
@@ -155,7 +177,7 @@ class Sequence:
         reason: FinishReason | None = None
         if len(self.generated_ids) == self._most:
             reason = "length"
-        if token_id in self._limits.eos:
+        if token_id in self._limits.eos or (self.matcher is not None and self.matcher.is_complete):
             reason = "stop"
         if self._detokenizer is None:
             return "", reason

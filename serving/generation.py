@@ -1,7 +1,7 @@
 """The model that ``serving.load`` returns: text or tokens in, text and tokens out."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
@@ -11,6 +11,7 @@ import numpy as np
 from serving import decoding
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
+from serving.constraints import Constraint, ConstraintCompiler, Matcher
 from serving.decoding import FinishReason, Limits, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
@@ -49,6 +50,8 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     ignore_eos: bool
     speculation: SpeculationMethod | None
+    constraint: Constraint | None
+    logit_bias: Mapping[int, float] | None
 
 
 @dataclass(slots=True)
@@ -103,6 +106,7 @@ class Model(Closing):
         self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
+        self._constraints: ConstraintCompiler | None = None
         self._step_costs = StepCosts()
         self._in_use = threading.Lock()
 
@@ -141,6 +145,8 @@ class Model(Closing):
         stream: bool = False,
         ignore_eos: bool = False,
         speculation: SpeculationMethod | None = None,
+        constraint: Constraint | None = None,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> Generation | list[Generation] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
@@ -150,9 +156,11 @@ class Model(Closing):
         ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
         sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
         several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with.
+        "draft" model that the bundle was opened with. Each text follows the ``constraint``, and
+        ends with it.
 
-        Raises UserError for anything that can't be run, before anything runs.
+        Raises UserError for anything that can't be run, before anything runs, and ConstraintError
+        if a text can't be held to its constraint.
         """
         sampling = SamplingParameters(
             temperature=temperature,
@@ -164,6 +172,7 @@ class Model(Closing):
             frequency_penalty=frequency_penalty,
             seed=seed,
             logprobs=logprobs,
+            logit_bias=logit_bias or {},
         )
         limits = Limits(
             capacity=self.engine.cache.capacity,
@@ -173,10 +182,12 @@ class Model(Closing):
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         self._check_limits(limits)
-        advance = self._advance(speculation, sampling, limits)
+        self._check_bias(sampling)
+        advance = self._advance(speculation, sampling, limits, constraint)
         batch, is_single = _as_batch(prompts)
         encoded = [self._prompt_ids(prompt, limits) for prompt in batch]
-        tokens = self._run(encoded, sampling, limits, advance)
+        matchers = [self._matcher(constraint) for _ in encoded]
+        tokens = self._run(encoded, matchers, sampling, limits, advance)
         if stream:
             return tokens
         results = [
@@ -230,23 +241,40 @@ class Model(Closing):
     def _run(
         self,
         prompts: list[IntArray],
+        matchers: list[Matcher | None],
         sampling: SamplingParameters,
         limits: Limits,
         advance: decoding.Advance,
     ) -> Iterator[Token]:
         sequences = [
-            decoding.Sequence(index, ids, sampling, limits, self._vocabulary)
-            for index, ids in enumerate(prompts)
+            decoding.Sequence(index, ids, sampling, limits, self._vocabulary, matcher)
+            for index, (ids, matcher) in enumerate(zip(prompts, matchers, strict=True))
         ]
         with self._exclusive():
-            yield from decoding.generate(self.engine, sequences, self._chunk, advance)
+            for token in decoding.generate(self.engine, sequences, self._chunk, advance):
+                if token.error is not None:
+                    raise token.error
+                yield token
+
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        if self._constraints is None:
+            self._constraints = ConstraintCompiler(self._require_tokenizer(), self._eos)
+        return self._constraints.matcher(constraint)
 
     def _advance(
-        self, speculation: SpeculationMethod | None, sampling: SamplingParameters, limits: Limits
+        self,
+        speculation: SpeculationMethod | None,
+        sampling: SamplingParameters,
+        limits: Limits,
+        constraint: Constraint | None,
     ) -> decoding.Advance:
         chooser = self.engine.chooser
         if speculation is None:
-            chooses = chooser is not None and chooser.takes(sampling, limits.min_new_tokens)
+            chooses = chooser is not None and chooser.takes(
+                sampling, limits.min_new_tokens, constraint is not None
+            )
             return RunAhead(chooser).advance if chooser and chooses else decoding.decode
         if speculation == "prompt-lookup":
             return Speculation(PromptLookup, self._step_costs).advance
@@ -317,6 +345,15 @@ class Model(Closing):
             raise UserError("A stop string is empty: leave it out.")
         if limits.stop:
             self._require_tokenizer()
+
+    def _check_bias(self, sampling: SamplingParameters) -> None:
+        vocab = self.engine.vocab_size
+        for token_id in sampling.logit_bias:
+            if token_id >= vocab:
+                raise UserError(
+                    f"logit_bias has the token id {token_id}, but this model's ids go from 0 to "
+                    f"{vocab - 1}: leave it out."
+                )
 
     def _require_tokenizer(self) -> "Tokenizer":
         if self.tokenizer is None:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from serving.commands.options import LoadOptions, bundle_argument, json_option, model_options
+from serving.commands.options import (
+    LoadOptions,
+    bundle_argument,
+    constraint_options,
+    json_option,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from serving.generation import GenerateOptions
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 @bundle_argument
 @click.argument("prompt", required=False)
 @model_options
+@constraint_options
 @click.option("--logprobs", type=int, help="Report so many likeliest tokens (with --json).")
 @json_option
 def generate(
