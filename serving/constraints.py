@@ -34,8 +34,8 @@ MOST_LEXER_STATES = 20_000  # of 1 to 2 kB each
 _STACK_BYTES = 512 * 2**20
 _stack_size = threading.Lock()
 
-# One space or one line break with indentation: with unlimited whitespace a text may never end.
-_WHITESPACE = r"[ \t]|\r?\n[ \t]{0,40}"
+# With unlimited whitespace a text may never end, and indentation takes a token a space.
+_WHITESPACE = r"[ \n]"
 
 ConstraintKind = Literal["json_schema", "regex", "grammar"]
 _NAMES: dict[ConstraintKind, str] = {
@@ -71,7 +71,7 @@ class Constraint:
     def json_schema(cls, schema: Mapping[str, Any] | str) -> "Constraint":
         """JSON that is valid under a schema (an object, or its text).
 
-        Between two tokens of the JSON there is at most a space, or a line break and indentation.
+        Between two tokens of the JSON there is at most one space or line break.
         """
         if isinstance(schema, str):
             schema = _parsed(cls("json_schema", schema).text)
@@ -247,11 +247,12 @@ def _first_matcher(constraint: Constraint, tokens: GuidedTokens) -> Matcher:
     except ValueError as error:
         raise UserError(f"The {name} can't be used ({_one_line(str(error))}): mend it.") from error
     compiled = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=_limits())
-    if compiled.is_error():
-        raise UserError(
-            f"The {name} can't be used ({_one_line(compiled.get_error())}): change that part of it."
-        )
-    matcher = Matcher(compiled, tokens)
+    # Some limits show at the first step only.
+    try:
+        matcher = Matcher(compiled, tokens)
+    except ConstraintError as error:
+        reason = _one_line(compiled.get_error())
+        raise UserError(f"The {name} can't be used ({reason}): change that part of it.") from error
     if matcher.is_complete:
         raise UserError(f"The {name} allows only an empty text: change it.")
     return matcher
