@@ -246,6 +246,7 @@ def check_search(
         "stream": stream,
         "speculation": sequence.speculation is not None,
         "context_overflow": sequence.limits.slides,
+        "constraint": sequence.matcher is not None,
     }
     for name, reason in _NOT_COMBINED.items():
         if given[name]:
@@ -261,6 +262,7 @@ _NOT_COMBINED = {
     "stop": "it compares sequences that end with whole tokens",
     "stream": "no token is certain before the search ends",
     "speculation": "a draft continues one sequence, and beams are several",
+    "constraint": "it holds one sequence to a text",
     "context_overflow": "what slides is one sequence's cache, and beams share theirs",
 }
 

@@ -36,7 +36,9 @@ class TokenChooser(Protocol):
     the tokens that it begins with were read here.
     """
 
-    def takes(self, sampling: SamplingParameters, min_new_tokens: int) -> bool:
+    def takes(
+        self, sampling: SamplingParameters, min_new_tokens: int, is_constrained: bool
+    ) -> bool:
         """Whether it can choose by these parameters; if not, choose from the logits of a step."""
         ...
 

@@ -12,6 +12,7 @@ from serving import decoding
 from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
+from serving.constraints import Constraint, ConstraintCompiler, Matcher
 from serving.decoding import (
     ContextOverflow,
     Failure,
@@ -50,6 +51,7 @@ class SequenceOptions(SamplingOptions, total=False):
     ignore_eos: bool
     speculation: SpeculationMethod | None
     context_overflow: ContextOverflow
+    constraint: Constraint | None
 
 
 class GenerateOptions(SequenceOptions, total=False):
@@ -117,6 +119,7 @@ class Model(Closing):
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._step_costs = StepCosts()
+        self._constraints: ConstraintCompiler | None = None
         has_rows = self.slots < engine.cache.slots
         self.prefixes = PrefixCache(engine.cache, self.slots) if has_rows else None
         self._in_use = threading.Lock()
@@ -208,6 +211,7 @@ class Model(Closing):
         ignore_eos: bool = False,
         speculation: SpeculationMethod | None = None,
         context_overflow: ContextOverflow = "refuse",
+        constraint: Constraint | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> decoding.Sequence:
         """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
@@ -218,9 +222,11 @@ class Model(Closing):
         several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
         "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
         text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
-        forgets the oldest tokens whenever the capacity is full.
+        forgets the oldest tokens whenever the capacity is full. The text follows the
+        ``constraint``, and ends with it.
 
-        Raises UserError for anything that can't be run.
+        Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
+        to its constraint.
         """
         parameters = SamplingParameters(**sampling)
         limits = Limits(
@@ -233,9 +239,16 @@ class Model(Closing):
         )
         self._check_limits(limits)
         self._check_speculation(speculation)
+        self._check_bias(parameters)
         ids = self._fitted(self.prompts.ids(prompt), limits, context_overflow)
         return decoding.Sequence(
-            index, ids, parameters, limits, self._vocabulary, speculation=speculation
+            index,
+            ids,
+            parameters,
+            limits,
+            self._vocabulary,
+            speculation=speculation,
+            matcher=self._matcher(constraint),
         )
 
     def scheduler(
@@ -335,6 +348,23 @@ class Model(Closing):
             yield
         finally:
             self._in_use.release()
+
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        if self._constraints is None:
+            tokenizer = self.prompts.require_tokenizer()
+            self._constraints = ConstraintCompiler(tokenizer, self._eos)
+        return self._constraints.matcher(constraint)
+
+    def _check_bias(self, sampling: SamplingParameters) -> None:
+        vocab = self.engine.vocab_size
+        for token_id in sampling.logit_bias:
+            if token_id >= vocab:
+                raise UserError(
+                    f"logit_bias has the token id {token_id}, but this model's ids go from 0 to "
+                    f"{vocab - 1}: leave it out."
+                )
 
     def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
         """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""

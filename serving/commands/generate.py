@@ -13,6 +13,7 @@ from serving.commands.options import (
     LoadOptions,
     add_options,
     bundle_argument,
+    constraint_options,
     json_option,
     model_options,
 )
@@ -50,6 +51,7 @@ def beam_options(command: Command) -> Command:
 @bundle_argument
 @click.argument("prompt", required=False)
 @model_options
+@constraint_options
 @beam_options
 @click.option("--logprobs", type=int, help="Report so many likeliest tokens (with --json).")
 @json_option
