@@ -12,27 +12,24 @@ from serving import decoding
 from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
-from serving.constraints import Constraint, ConstraintCompiler, Matcher
 from serving.decoding import (
-    ContextOverflow,
     Failure,
     FinishReason,
-    Limits,
-    SpeculationMethod,
     Token,
 )
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
-from serving.engine import Engine, FloatArray, IntArray
+from serving.engine import Engine, FloatArray
 from serving.errors import UserError
 from serving.mixed_decoder import MixedDecoder
 from serving.pacing import Pacing
 from serving.prefix_cache import PrefixCache
 from serving.prompts import Prompt, PromptEncoder, TokenIds
 from serving.request_queue import Job, RequestQueue
-from serving.sampling import LogProbs, SamplingOptions, SamplingParameters
+from serving.sampling import LogProbs
 from serving.scheduler import Scheduler
+from serving.sequences import SequenceBuilder, SequenceOptions, too_long
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,18 +37,6 @@ if TYPE_CHECKING:
     from serving.chat import ChatTemplate, Message
 
 Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
-
-
-class SequenceOptions(SamplingOptions, total=False):
-    """The keyword parameters of Model.sequence."""
-
-    max_new_tokens: int | None
-    min_new_tokens: int
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    speculation: SpeculationMethod | None
-    context_overflow: ContextOverflow
-    constraint: Constraint | None
 
 
 class GenerateOptions(SequenceOptions, total=False):
@@ -114,12 +99,12 @@ class Model(Closing):
         self.tokens = tokens
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
-        # A tokenizer may have ids that the model can't produce.
-        self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
+        self._sequences = SequenceBuilder(
+            self.prompts, tokens.eos, engine.cache.capacity, has_draft=draft is not None
+        )
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._step_costs = StepCosts()
-        self._constraints: ConstraintCompiler | None = None
         has_rows = self.slots < engine.cache.slots
         self.prefixes = PrefixCache(engine.cache, self.slots) if has_rows else None
         self._in_use = threading.Lock()
@@ -172,7 +157,7 @@ class Model(Closing):
 
         Returns one Generation for one prompt, a list in the prompts' order for a list, and with
         ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. For the options
-        see ``sequence``. ``num_beams`` above 1 is a beam search, for whose parameters see
+        see SequenceBuilder.build. ``num_beams`` above 1 is a beam search, for whose parameters see
         BeamParameters; with ``num_return_sequences`` a prompt's result is the list of so many
         Generations, best first.
 
@@ -201,55 +186,10 @@ class Model(Closing):
         return results[0] if is_single else results
 
     def sequence(
-        self,
-        prompt: Prompt,
-        index: int = 0,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        speculation: SpeculationMethod | None = None,
-        context_overflow: ContextOverflow = "refuse",
-        constraint: Constraint | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt, index: int = 0, **options: Unpack[SequenceOptions]
     ) -> decoding.Sequence:
-        """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
-
-        Without ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
-        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
-        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
-        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
-        text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
-        forgets the oldest tokens whenever the capacity is full. The text follows the
-        ``constraint``, and ends with it.
-
-        Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
-        to its constraint.
-        """
-        parameters = SamplingParameters(**sampling)
-        limits = Limits(
-            capacity=self.engine.cache.capacity,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            eos=() if ignore_eos else self._eos,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            slides=context_overflow == "slide",
-        )
-        self._check_limits(limits)
-        self._check_speculation(speculation)
-        self._check_bias(parameters)
-        ids = self._fitted(self.prompts.ids(prompt), limits, context_overflow)
-        return decoding.Sequence(
-            index,
-            ids,
-            parameters,
-            limits,
-            self._vocabulary,
-            speculation=speculation,
-            matcher=self._matcher(constraint),
-        )
+        """Return a sequence, ready for a scheduler; see SequenceBuilder.build."""
+        return self._sequences.build(prompt, index, **options)
 
     def scheduler(
         self,
@@ -282,7 +222,7 @@ class Model(Closing):
         """
         ids = self.prompts.ids(token_ids)
         if len(ids) > self.engine.cache.capacity:
-            raise self._too_long(f"{len(ids)} tokens")
+            raise too_long(f"{len(ids)} tokens", self.engine.cache.capacity)
         with self._exclusive():
             rows = []
             for start in range(0, len(ids), self._chunk):
@@ -348,68 +288,6 @@ class Model(Closing):
             yield
         finally:
             self._in_use.release()
-
-    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
-        if constraint is None:
-            return None
-        if self._constraints is None:
-            tokenizer = self.prompts.require_tokenizer()
-            self._constraints = ConstraintCompiler(tokenizer, self._eos)
-        return self._constraints.matcher(constraint)
-
-    def _check_bias(self, sampling: SamplingParameters) -> None:
-        vocab = self.engine.vocab_size
-        for token_id in sampling.logit_bias:
-            if token_id >= vocab:
-                raise UserError(
-                    f"logit_bias has the token id {token_id}, but this model's ids go from 0 to "
-                    f"{vocab - 1}: leave it out."
-                )
-
-    def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
-        """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""
-        new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
-        if len(ids) + new <= limits.capacity or overflow == "slide":
-            return ids
-        room = limits.capacity - new
-        if overflow == "refuse" or room < 1:
-            raise self._too_long(f"The prompt's {len(ids)} tokens and {new} new ones")
-        return ids[-room:]
-
-    def _too_long(self, tokens: str) -> UserError:
-        return UserError(
-            f"{tokens} don't fit into the capacity of {self.engine.cache.capacity}: "
-            "shorten the prompt, ask for fewer tokens or open the bundle with a larger capacity=."
-        )
-
-    def _check_limits(self, limits: Limits) -> None:
-        most, least = limits.max_new_tokens, limits.min_new_tokens
-        if most is not None and most < 1:
-            raise UserError(f"max_new_tokens is {most}, but must be at least 1: raise it.")
-        if least < 0 or (most is not None and least > most):
-            raise UserError(
-                f"min_new_tokens is {least}, but must be from 0 to max_new_tokens: change it."
-            )
-        if most is None and limits.slides:
-            raise UserError(
-                "A text whose context slides has no end of its own: give max_new_tokens."
-            )
-        if "" in limits.stop:
-            raise UserError("A stop string is empty: leave it out.")
-        if limits.stop:
-            self.prompts.require_tokenizer()
-
-    def _check_speculation(self, method: SpeculationMethod | None) -> None:
-        if method not in (None, "prompt-lookup", "draft"):
-            raise UserError(
-                f"speculation is {method!r}, but must be 'prompt-lookup', 'draft' or None: "
-                "change it."
-            )
-        if method == "draft" and self.draft is None:
-            raise UserError(
-                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
-                "take speculation='prompt-lookup'."
-            )
 
 
 def _as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:

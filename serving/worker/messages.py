@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.decoding import Event
 from serving.engine import IntArray
-from serving.generation import SequenceOptions
+from serving.sequences import SequenceOptions
 
 
 @dataclass(frozen=True, slots=True)
