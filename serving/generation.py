@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
 
-from serving import decoding
+from serving import decoding, embedding, scoring
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
+from serving.context_overflow import ContextOverflow, keep_beginning
 from serving.decoding import FinishReason, Limits, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
+from serving.embedding import Embeddings, Pooling
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import UserError
 from serving.prompt_lookup import PromptLookup
 from serving.run_ahead import RunAhead
 from serving.sampling import LogProbs, SamplingParameters
+from serving.scoring import Score
 from serving.speculation import Speculation, SpeculationMethod
 
 if TYPE_CHECKING:
@@ -202,6 +205,79 @@ class Model(Closing):
                 positions = np.arange(chunk.shape[1])[None]
                 rows.append(self.engine.step(chunk, np.array([start]), positions)[0].copy())
             return np.concatenate(rows)
+
+    def score(
+        self,
+        prompt: Prompt,
+        *,
+        logprobs: int | None = None,
+        context_overflow: ContextOverflow = "refuse",
+        window: int | None = None,
+        stride: int | None = None,
+        progress: scoring.Progress | None = None,
+    ) -> Score:
+        """Log-probabilities of the tokens of a text, each after those before it.
+
+        ``logprobs`` asks for so many of the likeliest tokens in the place of each too. A text of
+        more than ``window`` tokens (default: the capacity) is refused; "truncate" scores its
+        beginning, and "slide" all of it, in windows that begin ``stride`` tokens apart (default:
+        half a window). ``progress`` is told how many tokens were scored so far, and of how many.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        window = self.engine.cache.capacity if window is None else window
+        stride = window // 2 if stride is None else stride
+        scoring.check_windows(window, stride, self.engine.cache.capacity)
+        encoding = self._require_tokenizer().encode(prompt) if isinstance(prompt, str) else None
+        whole = self._check_ids(encoding.ids if encoding else cast(TokenIds, prompt))
+        ids = keep_beginning(whole, window, context_overflow, ("refuse", "truncate", "slide"))
+        with self._exclusive():
+            values, top = scoring.score(
+                self.engine,
+                ids,
+                window=window,
+                stride=stride,
+                chunk=self._chunk,
+                logprobs=logprobs,
+                progress=progress,
+            )
+        size = scoring.scored_bytes(cast(str, prompt), encoding, len(ids)) if encoding else None
+        return Score(ids.tolist(), values, top, len(ids) < len(whole), size)
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        context_overflow: ContextOverflow = "refuse",
+    ) -> Embeddings:
+        """Embed texts: the last hidden states of each, pooled to one vector.
+
+        ``pooling`` takes the "last" token's, or the "mean" of all; ``normalize`` makes vectors of
+        length 1. A prompt longer than the capacity is refused; "truncate" keeps its beginning.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        engine = embedding.require_embeddings(self.engine)
+        embedding.check_pooling(pooling)
+        capacity = engine.cache.capacity
+        whole = [
+            self._check_ids(self.encode(prompt) if isinstance(prompt, str) else prompt)
+            for prompt in _as_batch(prompts)[0]
+        ]
+        kept = [
+            keep_beginning(ids, capacity, context_overflow, ("refuse", "truncate")) for ids in whole
+        ]
+        with self._exclusive():
+            vectors = [
+                embedding.embed(engine, ids, pooling, normalize, self._chunk) for ids in kept
+            ]
+        return Embeddings(
+            np.stack(vectors),
+            [len(ids) for ids in kept],
+            [len(ids) < len(all_ids) for ids, all_ids in zip(kept, whole, strict=True)],
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.options import bundle_argument, json_option, target_option, verify_option
+from serving.commands.progress import progress_bar
 from serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,11 +123,7 @@ def _capacity(
 @contextmanager
 def _progress(steps: int) -> "Iterator[Callable[[], None]]":
     """Show a bar on a terminal's standard error, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("measuring", total=steps)
         yield lambda: progress.advance(task)
 

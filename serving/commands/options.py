@@ -35,10 +35,9 @@ def target_option(command: Command) -> Command:
     return add_options(command, (click.option("--target", type=choice, help=text),))
 
 
-class LoadOptions(TypedDict):
-    """The parameters of serving.load that commands offer."""
+class OpenOptions(TypedDict):
+    """The parameters of serving.load that commands on one model offer."""
 
-    draft: Path | None
     target: Literal["onnxruntime", "tensorrt-rtx", "tensorrt"] | None
     capacity: int | None
     threads: int | None
@@ -46,6 +45,12 @@ class LoadOptions(TypedDict):
     prefill_chunk: int
     prepack: bool
     verify: bool
+
+
+class LoadOptions(OpenOptions):
+    """Those that commands offer which generate text."""
+
+    draft: Path | None
 
 
 def model_options(command: Command) -> Command:
@@ -81,7 +86,7 @@ def model_options(command: Command) -> Command:
 
 
 def load_options(command: Command) -> Command:
-    """Add the options that open a bundle for generation: parameters of serving.load."""
+    """Add the options that open a bundle: parameters of serving.load."""
     options = (
         target_option,
         click.option("--capacity", type=int, help="Most tokens of a sequence, prompt included."),
