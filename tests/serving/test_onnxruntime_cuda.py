@@ -123,7 +123,7 @@ def test_embeddings_equal_the_cpu_engine(bundle: Path, on_host: list[dict[str, A
     for engine in (cpu, open_cuda(bundle)):
         with engine:
             parts = [engine.embed(ids[:, :4], np.array([0]), 1)]
-            engine.step(ids[:, :4], np.array([0]), np.array([[3]]), 1)
+            engine.step(ids[:, :3], np.array([0]), np.array([[2]]), 1)
             parts.append(engine.embed(ids[:, 4:], np.array([4]), 1))
             found.append(np.concatenate(parts, axis=1))
     assert found[0].shape == (1, ids.shape[1], graph.hidden_size)

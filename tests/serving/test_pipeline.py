@@ -122,6 +122,7 @@ def test_embeddings_come_from_the_last_stage(engine: PipelineEngine) -> None:
     with engine:
         assert engine.hidden_size == head.const_value.shape[0]
         first = engine.embed(ids[:, :4], np.array([0]), 1)
+        engine.embed(np.array([PROMPTS[2]]), np.array([0]), 0)
         rest = engine.embed(ids[:, 4:], np.array([4]), 1)
         logits = engine.step(ids, np.array([0]), np.arange(ids.shape[1])[None])
     states = np.concatenate([first, rest], axis=1)
