@@ -21,7 +21,6 @@ from serving.sampling import (
 )
 
 FinishReason = Literal["stop", "length"]
-ContextOverflow = Literal["refuse", "truncate", "slide"]
 SpeculationMethod = Literal["prompt-lookup", "draft"]
 
 # The first tokens of a text stay when its context slides: attention gathers there whatever they

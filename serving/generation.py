@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
 import numpy as np
 
-from serving import decoding
+from serving import decoding, embedding, scoring
 from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
-from serving.decoding import (
-    Failure,
-    FinishReason,
-    Token,
-)
+from serving.context_overflow import ContextOverflow, keep_beginning
+from serving.decoding import Failure, FinishReason, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
+from serving.embedding import Embeddings, Pooling
 from serving.engine import Engine, FloatArray
 from serving.errors import UserError
 from serving.mixed_decoder import MixedDecoder
@@ -29,6 +27,7 @@ from serving.prompts import Prompt, PromptEncoder, TokenIds
 from serving.request_queue import Job, RequestQueue
 from serving.sampling import LogProbs
 from serving.scheduler import Scheduler
+from serving.scoring import Score
 from serving.sequences import SequenceBuilder, SequenceOptions, too_long
 
 if TYPE_CHECKING:
@@ -230,6 +229,78 @@ class Model(Closing):
                 positions = np.arange(chunk.shape[1])[None]
                 rows.append(self.engine.step(chunk, np.array([start]), positions)[0].copy())
             return np.concatenate(rows)
+
+    def score(
+        self,
+        prompt: Prompt,
+        *,
+        logprobs: int | None = None,
+        context_overflow: ContextOverflow = "refuse",
+        window: int | None = None,
+        stride: int | None = None,
+        progress: scoring.Progress | None = None,
+    ) -> Score:
+        """Log-probabilities of the tokens of a text, each after those before it.
+
+        ``logprobs`` asks for so many of the likeliest tokens in the place of each too. A text of
+        more than ``window`` tokens (default: the capacity) is refused; "truncate" scores its
+        beginning, and "slide" all of it, in windows that begin ``stride`` tokens apart (default:
+        half a window). ``progress`` is told how many tokens were scored so far, and of how many.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        window = self.engine.cache.capacity if window is None else window
+        stride = window // 2 if stride is None else stride
+        scoring.check_windows(window, stride, self.engine.cache.capacity)
+        encoding = (
+            self.prompts.require_tokenizer().encode(prompt) if isinstance(prompt, str) else None
+        )
+        whole = self.prompts.ids(encoding.ids if encoding else prompt)
+        ids = keep_beginning(whole, window, context_overflow, ("refuse", "truncate", "slide"))
+        with self._exclusive():
+            values, top = scoring.score(
+                self.engine,
+                ids,
+                window=window,
+                stride=stride,
+                chunk=self._chunk,
+                logprobs=logprobs,
+                progress=progress,
+            )
+        size = scoring.scored_bytes(cast(str, prompt), encoding, len(ids)) if encoding else None
+        return Score(ids.tolist(), values, top, len(ids) < len(whole), size)
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        context_overflow: ContextOverflow = "refuse",
+    ) -> Embeddings:
+        """Embed texts: the last hidden states of each, pooled to one vector.
+
+        ``pooling`` takes the "last" token's, or the "mean" of all; ``normalize`` makes vectors of
+        length 1. A prompt longer than the capacity is refused; "truncate" keeps its beginning.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        engine = embedding.require_embeddings(self.engine)
+        embedding.check_pooling(pooling)
+        capacity = engine.cache.capacity
+        whole = [self.prompts.ids(prompt) for prompt in _as_batch(prompts)[0]]
+        kept = [
+            keep_beginning(ids, capacity, context_overflow, ("refuse", "truncate")) for ids in whole
+        ]
+        with self._exclusive():
+            vectors = [
+                embedding.embed(engine, ids, pooling, normalize, self._chunk) for ids in kept
+            ]
+        return Embeddings(
+            np.stack(vectors),
+            [len(ids) for ids in kept],
+            [len(ids) < len(all_ids) for ids, all_ids in zip(kept, whole, strict=True)],
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see PromptEncoder.encode."""

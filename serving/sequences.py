@@ -4,7 +4,8 @@ from collections.abc import Sequence as Several
 from typing import Unpack
 
 from serving.constraints import Constraint, ConstraintCompiler, Matcher
-from serving.decoding import ContextOverflow, Limits, Sequence, SpeculationMethod
+from serving.context_overflow import ContextOverflow, check_overflow
+from serving.decoding import Limits, Sequence, SpeculationMethod
 from serving.detokenizer import Vocabulary
 from serving.engine import IntArray
 from serving.errors import UserError
@@ -85,6 +86,7 @@ class SequenceBuilder:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             slides=context_overflow == "slide",
         )
+        check_overflow(context_overflow, ("refuse", "truncate", "slide"))
         self._check_limits(limits)
         self._check_speculation(speculation)
         self._check_bias(parameters)

@@ -47,10 +47,9 @@ def target_option(command: Command) -> Command:
     return add_options(command, (click.option("--target", type=choice, help=text),))
 
 
-class LoadOptions(TypedDict):
-    """The parameters of serving.load that commands offer."""
+class OpenOptions(TypedDict):
+    """The parameters of serving.load that commands on one model offer."""
 
-    draft: Path | None
     target: Literal["onnxruntime", "tensorrt-rtx", "tensorrt"] | None
     capacity: int | None
     threads: int | None
@@ -59,6 +58,12 @@ class LoadOptions(TypedDict):
     prepack: bool
     verify: bool
     key_file: Path | None
+
+
+class LoadOptions(OpenOptions):
+    """Those that commands offer which generate text."""
+
+    draft: Path | None
 
 
 def model_options(command: Command) -> Command:
@@ -94,7 +99,7 @@ def model_options(command: Command) -> Command:
 
 
 def load_options(command: Command) -> Command:
-    """Add the options that open a bundle for generation: parameters of serving.load."""
+    """Add the options that open a bundle: parameters of serving.load."""
     options = (
         target_option,
         click.option("--capacity", type=int, help="Most tokens of a sequence, prompt included."),
