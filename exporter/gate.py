@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from engines.lowering_check import exact_logits, lowering_error
 from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
@@ -14,14 +15,17 @@ from exporter.adapters import gate_tables, random_adapters
 from exporter.bisect import first_differing_module
 from exporter.calibration_windows import LENGTH
 from exporter.checkpoint import Checkpoint, load
+from exporter.embedding_parity import reference_embeddings
 from exporter.parity import (
     EngineRun,
     Floats,
+    Measure,
     ParityReport,
     compare,
     merged,
     random_prompts,
     reference_logits,
+    references,
     rounding_error,
     run_engine,
 )
@@ -29,12 +33,13 @@ from exporter.plan import DTYPES, Plan
 from exporter.versions import version_of
 from serving.bundle import GraphInfo, Target
 from serving.engine import IntArray
-from serving.lora import Adapter, AdapterTables
+from serving.lora import AdapterTables
 from serving.onnxruntime import OnnxRuntimeEngine
 from serving.pipeline import PipelineEngine
 
 CAPACITY = LENGTH  # tokens; what the quality gate uses, and more than this one
 _LOWERING_TOKENS = 64
+_MEASURES: tuple[Measure, ...] = (reference_logits, reference_embeddings)
 
 
 @dataclass(frozen=True)
@@ -144,42 +149,39 @@ def _compare(
     checkpoint: Checkpoint,
     plan: Plan,
     subjects: Sequence[Subject],
-    runs: Sequence[Sequence[EngineRun]],
+    runs: Sequence[list[EngineRun]],
 ) -> ParityReport:
     """Compare what each subject did with transformers; all had the same prompts and adapters."""
-    prompts = [run.prompt for run in runs[0]]
-    adapters = [run.adapter for run in runs[0]]
-    lower, share = [], 1.0
+    lower, share = None, 1.0
     if plan.dtype != "float32":
-        lower = _logits_in(DTYPES[plan.dtype], checkpoint, prompts, adapters)
-        if plan.dtype == "float16" and not all(np.isfinite(logits).all() for logits in lower):
+        lower = _measured(load(checkpoint, DTYPES[plan.dtype]).model, runs[0])
+        if plan.dtype == "float16" and not all(np.isfinite(logits).all() for logits in lower[0]):
             # transformers has no float32 islands. bfloat16 has the range of float32, and 3 bits
             # fewer than float16.
-            lower, share = _logits_in(torch.bfloat16, checkpoint, prompts, adapters), 1 / 8
+            lower, share = _measured(load(checkpoint, torch.bfloat16).model, runs[0]), 1 / 8
     reference = load(checkpoint, torch.float32).model
-    rounding = None
-    if lower:
-        rounding = share * rounding_error(reference, prompts, adapters, lower)
+    rounding: list[float | None] = [None] * len(_MEASURES)
+    if lower is not None:
+        exact = _measured(reference, runs[0])
+        rounding = [share * rounding_error(*both) for both in zip(exact, lower, strict=True)]
+    logits, embeddings = rounding
     return merged(
         [
-            compare(run, reference, engine=subject.describe(), rounding=rounding)
+            compare(
+                run,
+                reference,
+                engine=subject.describe(),
+                rounding=logits,
+                embedding_rounding=embeddings,
+            )
             for subject, run in zip(subjects, runs, strict=True)
         ]
     )
 
 
-def _logits_in(
-    dtype: torch.dtype,
-    checkpoint: Checkpoint,
-    prompts: Sequence[Sequence[int]],
-    adapters: Sequence[Adapter | None],
-) -> list[Floats]:
-    """Logits [positions, vocab] of each prompt and its adapter by transformers in another type."""
-    rounded = load(checkpoint, dtype).model
-    return [
-        reference_logits(rounded, prompt, adapter)
-        for prompt, adapter in zip(prompts, adapters, strict=True)
-    ]
+def _measured(model: PreTrainedModel, runs: Sequence[EngineRun]) -> list[list[Floats]]:
+    """Logits and embeddings [positions, ...] of each prompt and its adapter by transformers."""
+    return [references(measure, model, runs) for measure in _MEASURES]
 
 
 def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:

@@ -8,8 +8,11 @@ Inputs
 
 Outputs
     logits               T [batch, n, vocab]
+    embeddings           T or float32 [batch, sequence, hidden]     not in every graph
     present.{i}.key, .value                          as the past, and at the same address
 
+``embeddings`` are the last hidden states of all new tokens: what the language model head gets of
+``logits_positions``, so that the head needn't run on the others.
 T is float32, float16 or bfloat16; C is T, or int8 where the cache is quantised.
 
 A graph that takes LoRA adapters has these inputs too
@@ -36,6 +39,7 @@ PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
 ADAPTER_IDS = "adapter_ids"
+EMBEDDINGS = "embeddings"
 _HIDDEN = "hidden_states."
 _LORA = "lora."
 

@@ -1,14 +1,14 @@
-"""The generation loop: prefill, decode or verify a draft, sample."""
+"""One sequence and its steps: prefill, decode or verify a draft, sample."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from serving.constraints import Matcher
 from serving.detokenizer import Detokenizer, StopStrings, Vocabulary
 from serving.engine import Engine, FloatArray, IntArray
+from serving.errors import EngineError, UserError
 from serving.sampling import (
     Float64Array,
     LogProbs,
@@ -21,13 +21,19 @@ from serving.sampling import (
 )
 
 FinishReason = Literal["stop", "length"]
+SpeculationMethod = Literal["prompt-lookup", "draft"]
+
+# The first tokens of a text stay when its context slides: attention gathers there whatever they
+# say, and without them a model loses its way (Xiao et al. 2024, "attention sinks").
+SINKS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When sequences end: ``eos`` ids end one, but not before ``min_new_tokens``.
 
-    ``stop`` strings cut the text. No sequence has more than ``capacity`` tokens, prompt included.
+    ``stop`` strings cut the text. No sequence has more than ``capacity`` tokens, prompt included,
+    unless it ``slides``: then its oldest tokens are forgotten where it would.
     """
 
     capacity: int
@@ -35,6 +41,7 @@ class Limits:
     min_new_tokens: int
     eos: tuple[int, ...]
     stop: tuple[str, ...]
+    slides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,17 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """The end of prompt number ``index`` without a last token, and why."""
+
+    index: int
+    error: UserError
+
+
+Event = Token | Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Guessed next tokens ``ids`` [k], and the ``probabilities`` [k, vocab] they were drawn with.
 
@@ -68,7 +86,11 @@ class Draft:
 
 
 class Sequence:
-    """One prompt and what was generated from it so far; ``adapter_id`` 0 is no LoRA adapter."""
+    """One prompt and what was generated from it so far.
+
+    A ``matcher`` constrains what comes. ``adapter`` is the number of the LoRA adapter that it is
+    computed with, 0 for none.
+    """
 
     def __init__(
         self,
@@ -77,21 +99,30 @@ class Sequence:
         sampling: SamplingParameters,
         limits: Limits,
         vocabulary: Vocabulary | None,
-        adapter_id: int = 0,
+        *,
+        speculation: SpeculationMethod | None = None,
+        matcher: Matcher | None = None,
+        adapter: int = 0,
     ) -> None:
-        self.adapter_id = adapter_id
         room = limits.capacity - len(prompt_ids)
-        self._index = index
+        most = room if limits.max_new_tokens is None else limits.max_new_tokens
+        self.index = index
         self.sampling = sampling
-        self._limits = limits
-        self._most = room if limits.max_new_tokens is None else min(room, limits.max_new_tokens)
+        self.limits = limits
+        self.speculation = speculation
+        self.matcher = matcher
+        self.adapter = adapter
+        self._most = most if limits.slides else min(room, most)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
         self._ids[: len(prompt_ids)] = prompt_ids
         self._prompt_length = self._length = len(prompt_ids)
         self.random = random_state(sampling.seed)
         self._detokenizer = Detokenizer(vocabulary) if vocabulary else None
         self._stops = StopStrings(limits.stop)
+        self._forgotten = 0  # so many tokens behind the sinks
         self.finished = False
+        if len(prompt_ids) > limits.capacity:
+            self.slide()
 
     @property
     def ids(self) -> IntArray:
@@ -114,14 +145,35 @@ class Sequence:
         return int(self._ids[self._length - 1])
 
     @property
+    def context(self) -> IntArray:
+        """The tokens that the next one is computed from, [n]: all, or what sliding left of them."""
+        if not self._forgotten:
+            return self.ids
+        return np.concatenate((self._ids[:SINKS], self.ids[SINKS + self._forgotten :]))
+
+    @property
     def cached(self) -> int:
-        """Tokens in the KV cache."""
-        return self._length - 1
+        """Tokens in the KV cache, once it is decoding: all of the context but the newest."""
+        return self._length - self._forgotten - 1
 
     @property
     def room(self) -> int:
-        """How many more tokens the limits allow."""
-        return len(self._ids) - self._length
+        """How many more tokens the limits allow, and the KV cache as it is."""
+        free = self.limits.capacity - (self._length - self._forgotten)
+        return min(len(self._ids) - self._length, free)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the newest token has no place in the KV cache."""
+        return not self.finished and self.cached >= self.limits.capacity
+
+    def slide(self) -> None:
+        """Forget old tokens: the first few and the newest stay, together half the capacity.
+
+        What stays must be run again, for its positions are others.
+        """
+        stays = max(self.limits.capacity // 2, SINKS + 1)
+        self._forgotten = self._length - stays
 
     def extend(
         self, logits: FloatArray, drafted: int = 0, draft_probabilities: Float64Array | None = None
@@ -132,9 +184,13 @@ class Sequence:
         distribution of the logits allows.
         """
         candidates = logits
-        if len(self.generated_ids) < self._limits.min_new_tokens:
+        if len(self.generated_ids) < self.limits.min_new_tokens:
             candidates = logits.copy()
-            candidates[list(self._limits.eos)] = -np.inf
+            candidates[list(self.limits.eos)] = -np.inf
+        if self.matcher is not None:
+            # Before bias, penalties and temperature: -inf stays -inf under all of them, and top-k,
+            # top-p and min-p then choose among what is allowed.
+            candidates = self.matcher.mask(candidates)
         conditions = (candidates, self.sampling, self.prompt_ids, self.generated_ids)
         if draft_probabilities is None:
             token_id = sample(*conditions, self.random)
@@ -146,18 +202,25 @@ class Sequence:
 
     def append(self, token_id: int, logprobs: LogProbs | None = None) -> Token:
         """Take a token that was chosen."""
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
         self._ids[self._length] = token_id
         self._length += 1
         text, reason = self._advance(token_id)
         self.finished = reason is not None
-        return Token(self._index, token_id, text, reason, logprobs)
+        return Token(self.index, token_id, text, reason, logprobs)
+
+    def fail(self, error: UserError) -> Failure:
+        """End here, because of an error."""
+        self.finished = True
+        return Failure(self.index, error)
 
     def _advance(self, token_id: int) -> tuple[str, FinishReason | None]:
         """Return the text that a new token makes certain, and why the sequence ends with it."""
         reason: FinishReason | None = None
         if len(self.generated_ids) == self._most:
             reason = "length"
-        if token_id in self._limits.eos:
+        if token_id in self.limits.eos or (self.matcher is not None and self.matcher.is_complete):
             reason = "stop"
         if self._detokenizer is None:
             return "", reason
@@ -183,15 +246,33 @@ def prefill(
     return logits
 
 
-def decode(engine: Engine, sequences: list[Sequence], first_slot: int = 0) -> list[Token]:
+def decode(engine: Engine, sequences: list[Sequence], first_slot: int = 0) -> list[Event]:
     """Run the newest token of each sequence, in the slots from the first on; one more for each."""
     input_ids = np.array([[seq.last_id] for seq in sequences])
     past_lengths = np.array([seq.cached for seq in sequences])
     logits = engine.step(input_ids, past_lengths, np.zeros_like(input_ids), first_slot)[:, 0]
-    return [seq.extend(row) for seq, row in zip(sequences, logits, strict=True)]
+    return [extend(seq, row) for seq, row in zip(sequences, logits, strict=True)]
 
 
-def verify(engine: Engine, sequence: Sequence, slot: int, draft: Draft) -> list[Token]:
+def extend(
+    sequence: Sequence,
+    logits: FloatArray,
+    drafted: int = 0,
+    draft_probabilities: Float64Array | None = None,
+) -> Event:
+    """Sample a sequence's next token, see Sequence.extend; what goes wrong ends this one alone.
+
+    Raises EngineError, after which no sequence can go on.
+    """
+    try:
+        return sequence.extend(logits, drafted, draft_probabilities)
+    except EngineError:
+        raise
+    except UserError as error:
+        return sequence.fail(error)
+
+
+def verify(engine: Engine, sequence: Sequence, slot: int, draft: Draft) -> list[Event]:
     """Run the newest token and a draft in one step; returns what holds, and one token more.
 
     Every position is sampled as ``decode`` would, until the sampled token isn't the drafted one:
@@ -201,49 +282,31 @@ def verify(engine: Engine, sequence: Sequence, slot: int, draft: Draft) -> list[
     input_ids = np.concatenate(([sequence.last_id], draft.ids))[None]
     positions = np.arange(input_ids.shape[1])[None]
     logits = engine.step(input_ids, np.array([sequence.cached]), positions, slot)[0]
-    tokens: list[Token] = []
+    events: list[Event] = []
     for position, drafted in enumerate(draft.ids.tolist()):
         row = None if draft.probabilities is None else draft.probabilities[position]
-        tokens.append(sequence.extend(logits[position], drafted, row))
-        if sequence.finished or tokens[-1].token_id != drafted:
+        events.append(extend(sequence, logits[position], drafted, row))
+        if sequence.finished or sequence.last_id != drafted:
             break
     else:
-        tokens.append(sequence.extend(logits[-1]))
-    speculated = [replace(token, speculated=True) for token in tokens[1:]]
-    return [replace(tokens[0], drafted=len(draft.ids)), *speculated]
+        events.append(extend(sequence, logits[-1]))
+    return [_marked(event, len(draft.ids), at) for at, event in enumerate(events)]
 
 
-Advance = Callable[[Engine, list[Sequence]], list[Token]]
+def _marked(event: Event, drafted: int, at: int) -> Event:
+    """Say of a token that it began a step with a draft, or came of the draft."""
+    if isinstance(event, Failure):
+        return event
+    return replace(event, speculated=True) if at else replace(event, drafted=drafted)
 
 
-def generate(
-    engine: Engine, sequences: Iterable[Sequence], chunk: int, advance: Advance = decode
-) -> Iterator[Token]:
-    """Generate from all sequences, as many at a time as the engine has slots.
+class Decoder(Protocol):
+    """A way of giving running sequences their next tokens."""
 
-    Active sequences hold the first slots; the others wait until one frees. ``advance`` adds at
-    least one token to each active sequence.
-    """
-    waiting = deque(sequences)
-    active: list[Sequence] = []
-    while waiting or active:
-        while waiting and len(active) < engine.cache.slots:
-            active.append(waiting.popleft())
-            engine.cache.adapter_ids[len(active) - 1] = active[-1].adapter_id
-            logits = prefill(engine, active[-1].prompt_ids, len(active) - 1, chunk)
-            yield active[-1].extend(logits)
-            release_finished(engine, active)
-        if active:
-            tokens = advance(engine, active)
-            release_finished(engine, active)
-            yield from tokens
+    def advance(self, engine: Engine, active: list[Sequence]) -> list[Event]:
+        """Add a token or more to each active sequence, or end it; they hold the first slots."""
+        ...
 
-
-def release_finished(engine: Engine, active: list[Sequence]) -> None:
-    """Drop finished sequences; the last active slot moves into each gap."""
-    for slot in reversed(range(len(active))):
-        if active[slot].finished:
-            last = active.pop()
-            if slot < len(active):
-                engine.cache.move(len(active), slot, last.cached)
-                active[slot] = last
+    def forget(self, sequence: Sequence) -> None:
+        """Free what a sequence held that won't go on, or not from where it was."""
+        ...

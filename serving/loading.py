@@ -13,6 +13,7 @@ from serving.contract import CONTRACT_VERSION
 from serving.engine import Engine
 from serving.errors import UserError
 from serving.generation import Model
+from serving.prompts import PromptEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,13 +35,20 @@ class EnginePlan:
     slots: int
     capacity: int
     prepack: bool
+    prefix_rows: int = 0
     adapters: "AdapterTables | None" = None
 
     @property
+    def rows(self) -> int:
+        """Rows of its KV cache."""
+        return self.slots + self.prefix_rows
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of its weights and KV buffers."""
+        """Bytes of its weights, unless they are in memory already, and KV buffers."""
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
-        return self.engine.weight_bytes + self.slots * self.capacity * kv_bytes
+        weights = max(0, self.engine.weight_bytes - self.bundle.bytes_in_memory)
+        return weights + self.rows * self.capacity * kv_bytes
 
     @property
     def is_tensorrt(self) -> bool:
@@ -58,10 +66,10 @@ class EnginePlan:
         from serving.tensorrt.opening import kept_kernels
 
         return TensorrtEngine(
-            self.bundle.path / self.engine.file,
+            self.bundle.location(self.engine.file),
             self.bundle.manifest.graph,
             self.engine,
-            slots=self.slots,
+            slots=self.rows,
             capacity=self.capacity,
             runtime_cache=kept_kernels(self.bundle, self.engine),
         )
@@ -75,9 +83,9 @@ class EnginePlan:
                 "or export the model without --stages."
             )
         engine = OnnxRuntimeCudaEngine(
-            self.bundle.path / self.engine.file,
+            self.bundle.location(self.engine.file),
             self.bundle.manifest.graph,
-            slots=self.slots,
+            slots=self.rows,
             capacity=self.capacity,
             weight_bytes=self.engine.weight_bytes,
         )
@@ -91,9 +99,9 @@ class EnginePlan:
 
         engines = [
             OnnxRuntimeEngine(
-                self.bundle.path / file,
+                self.bundle.location(file),
                 self.bundle.manifest.graph,
-                slots=self.slots,
+                slots=self.rows,
                 capacity=self.capacity,
                 weight_bytes=weight_bytes,
                 threads=threads,
@@ -117,8 +125,10 @@ def load(
     slots: int | None = None,
     threads: int | None = None,
     prefill_chunk: int = 512,
+    prefix_rows: int = 0,
     prepack: bool = False,
     verify: bool = True,
+    key_file: str | Path | None = None,
 ) -> Model:
     """Open a bundle for generation.
 
@@ -129,24 +139,29 @@ def load(
     time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
     there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
     "cpu"); TensorRT runs on the GPU. ``threads`` defaults to the physical cores, ``prefill_chunk``
-    is how many tokens of a prompt run at once. ``prepack`` makes steps of several rows of a float
-    engine in ONNX Runtime faster, for time and memory when it is opened. ``verify`` compares the
-    files' checksums first.
+    is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV cache keep what
+    ended sequences computed, for prompts that begin alike. ``prepack`` makes steps of several rows
+    of a float engine in ONNX Runtime faster, for time and memory when it is opened. ``verify``
+    compares the files' checksums first. ``key_file`` has the key of encrypted bundles (default:
+    EXPORT_LLM_BUNDLE_KEY in the environment).
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     an adapter can't be used, or the draft has other tokens.
     """
-    opened = open_bundle(bundle, verify)
+    opened = open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
     slots = _choose_slots(engine, slots)
     capacity = _choose_capacity(opened, engine, capacity)
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = _load_tokenizer(opened)
+    if prefix_rows < 0:
+        raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
     tables = _load_adapters(opened, adapters or {})
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack, tables)]
+    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows, tables)]
     if draft is not None:
-        plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
+        draft_bundle = open_bundle(draft, verify, key_file)
+        plans.append(_plan_draft(draft_bundle, plans[0], tokenizer))
 
     _check_provider(provider, plans)
     engines = _open(plans, provider or "cpu", threads)
@@ -157,8 +172,16 @@ def load(
         _load_chat_template(opened, tokenizer),
         prefill_chunk,
         draft=engines[1] if draft is not None else None,
+        slots=slots,
         adapters=tables.indices,
     )
+
+
+def load_prompts(bundle: Bundle) -> PromptEncoder:
+    """The bundle's tokenizer and chat template, without its engine."""
+    tokenizer = _load_tokenizer(bundle)
+    vocab_size = bundle.manifest.graph.vocab_size
+    return PromptEncoder(vocab_size, tokenizer, _load_chat_template(bundle, tokenizer))
 
 
 def _load_adapters(bundle: Bundle, adapters: Mapping[str, str | Path]) -> "AdapterTables":
@@ -196,7 +219,7 @@ def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> Non
         from serving.tensorrt.opening import Candidate, refuse_unfit
 
         refuse_unfit(
-            [Candidate(plan.bundle, plan.engine, plan.slots, plan.capacity) for plan in on_gpu]
+            [Candidate(plan.bundle, plan.engine, plan.rows, plan.capacity) for plan in on_gpu]
         )
 
 

@@ -1,6 +1,6 @@
 """Decoding where the engine chooses tokens: each step is enqueued before the last one is read."""
 
-from serving.decoding import Sequence, Token
+from serving.decoding import Event, Sequence
 from serving.engine import ChoiceRow, Engine, TokenChooser
 from serving.sampling import choice_seed, no_number
 
@@ -17,11 +17,18 @@ class RunAhead:
         self._ahead: list[Sequence] = []
         self._seeds: dict[Sequence, int] = {}
 
-    def advance(self, engine: Engine, active: list[Sequence]) -> list[Token]:  # noqa: ARG002
-        """Add a token to each active sequence; they hold the first slots. See decoding.Advance.
+    def takes(self, sequence: Sequence) -> bool:
+        """Whether the engine can choose this sequence's tokens."""
+        return self._chooser.takes(
+            sequence.sampling, sequence.limits.min_new_tokens, sequence.matcher is not None
+        )
 
-        Raises UserError where the engine gave NaN.
-        """
+    def drop(self) -> None:
+        """Begin anew next time: other steps than these follow."""
+        self._ahead = []
+
+    def advance(self, engine: Engine, active: list[Sequence]) -> list[Event]:  # noqa: ARG002
+        """Add a token to each active sequence; they hold the first slots. See decoding.Decoder."""
         if active != self._ahead:
             self._start(active)
             self._chooser.enqueue()
@@ -30,9 +37,10 @@ class RunAhead:
         if self._ahead:
             self._chooser.enqueue()
         tokens = self._chooser.read().tolist()
-        if min(tokens) < 0:
-            raise no_number()
-        return [sequence.append(token) for sequence, token in zip(active, tokens, strict=True)]
+        return [
+            sequence.append(token) if token >= 0 else sequence.fail(no_number())
+            for sequence, token in zip(active, tokens, strict=True)
+        ]
 
     def _start(self, active: list[Sequence]) -> None:
         known = self._seeds

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Protocol
 
-from serving.decoding import Draft, Sequence, Token, decode, verify
+from serving.decoding import Draft, Event, Sequence, Token, decode, verify
 from serving.draft_length import DRAFT_LENGTHS, Acceptance, StepCosts, best_length
 from serving.engine import Engine
-
-SpeculationMethod = Literal["prompt-lookup", "draft"]
 
 # The part of the time that may be lost to finding out whether drafts would pay by now.
 PROBING = 0.02
@@ -53,8 +51,9 @@ class Guess:
     acceptance: Acceptance
     is_run: bool
 
-    def learn(self, tokens: list[Token]) -> None:
+    def learn(self, events: list[Event]) -> None:
         """Compare with the tokens that came."""
+        tokens = [event for event in events if isinstance(event, Token)]
         pairs = list(zip(self.draft.ids.tolist(), tokens, strict=False))
         right = [guessed == token.token_id for guessed, token in pairs]
         accepted = right.index(False) if False in right else len(right)
@@ -62,47 +61,61 @@ class Guess:
 
 
 class Speculation:
-    """Speculative decoding of the sequences of one generation.
+    """Speculative decoding of sequences, but for those that no drafter is opened for.
 
     Draft lengths follow from the measured costs of steps and the measured acceptance. Guesses that
     are free are made all the time, so that their acceptance is known before a draft is run. Others
     that don't pay are tried again when decoding has made up for the last try.
     """
 
-    def __init__(self, open_drafter: Callable[[Sequence], Drafter], costs: StepCosts) -> None:
+    def __init__(
+        self, open_drafter: Callable[[Sequence], Drafter | None], costs: StepCosts
+    ) -> None:
         self._open_drafter = open_drafter
         self._costs = costs
-        self._speculators: dict[Sequence, Speculator] = {}
+        self._speculators: dict[Sequence, Speculator | None] = {}
         self._draft_costs = StepCosts()
         self._lost_seconds = 0.0
 
-    def advance(self, engine: Engine, active: list[Sequence]) -> list[Token]:
+    def advance(self, engine: Engine, active: list[Sequence]) -> list[Event]:
         """Add a token or more to each sequence: drafts run slot by slot, the others together."""
         guesses = [self._guess(sequence, len(active) - 1) for sequence in active]
         runs = [guess is not None and guess.is_run for guess in guesses]
-        tokens: list[list[Token]] = []
+        events: list[list[Event]] = []
         for is_run, group in groupby(range(len(active)), runs.__getitem__):
             slots = list(group)
             if is_run:
-                tokens += [self._verify(engine, active[i], i, guesses[i]) for i in slots]
+                events += [self._verify(engine, active[i], i, guesses[i]) for i in slots]
             else:
-                tokens += self._decode(engine, [active[i] for i in slots], slots[0])
-        for sequence, guess, new in zip(active, guesses, tokens, strict=True):
+                events += self._decode(engine, [active[i] for i in slots], slots[0])
+        for sequence, guess, new in zip(active, guesses, events, strict=True):
             if guess is not None:
                 guess.learn(new)
             if sequence.finished:
-                self._speculators.pop(sequence).drafter.close()
-        new_tokens = [token for new in tokens for token in new]
+                self.forget(sequence)
+        new_events = [event for new in events for event in new]
         run_lengths = [len(g.draft.ids) for g in guesses if g is not None and g.is_run]
-        self._account(len(active), run_lengths, len(new_tokens))
-        return new_tokens
+        self._account(len(active), run_lengths, len(new_events))
+        return new_events
+
+    def forget(self, sequence: Sequence) -> None:
+        """Free what a sequence held that won't go on."""
+        speculator = self._speculators.pop(sequence, None)
+        if speculator is not None:
+            speculator.drafter.close()
+
+    def _speculator(self, sequence: Sequence) -> Speculator | None:
+        if sequence not in self._speculators:
+            drafter = self._open_drafter(sequence)
+            self._speculators[sequence] = Speculator(drafter) if drafter else None
+        return self._speculators[sequence]
 
     def _guess(self, sequence: Sequence, others: int) -> Guess | None:
-        if sequence not in self._speculators:
-            self._speculators[sequence] = Speculator(self._open_drafter(sequence))
-        speculator = self._speculators[sequence]
+        speculator = self._speculator(sequence)
+        if speculator is None:
+            return None
         drafter, most = speculator.drafter, sequence.room - 1
-        kind = drafter.match() if most else 0
+        kind = drafter.match() if most > 0 else 0
         if kind == 0:
             return None
         if kind not in speculator.acceptance:
@@ -126,20 +139,20 @@ class Speculation:
 
     def _verify(
         self, engine: Engine, sequence: Sequence, slot: int, guess: Guess | None
-    ) -> list[Token]:
+    ) -> list[Event]:
         assert guess is not None
         begin = perf_counter()
-        tokens = verify(engine, sequence, slot, guess.draft)
+        events = verify(engine, sequence, slot, guess.draft)
         self._costs.record(len(guess.draft.ids) + 1, perf_counter() - begin)
-        return tokens
+        return events
 
     def _decode(
         self, engine: Engine, sequences: list[Sequence], first_slot: int
-    ) -> list[list[Token]]:
+    ) -> list[list[Event]]:
         begin = perf_counter()
-        tokens = decode(engine, sequences, first_slot)
+        events = decode(engine, sequences, first_slot)
         self._costs.record(len(sequences), perf_counter() - begin)
-        return [[token] for token in tokens]
+        return [[event] for event in events]
 
     def _account(self, sequences: int, run_lengths: list[int], tokens: int) -> None:
         """Count the time lost to drafts, and pay it back with a part of the other steps' time."""

@@ -18,6 +18,7 @@ from serving.bundle import LoraModule, LoraTable
 from serving.contract import ADAPTER_IDS, INPUT_IDS, is_lora, lora_name
 
 _TABLE = "lora"  # metadata of an input, which says what table it is
+_SUM = "/lora/Add"  # the end of the name of the node that adds to a layer's result
 
 
 def add_lora_inputs(model: ir.Model, modules: Collection[str]) -> None:
@@ -54,6 +55,28 @@ def without_adapter(value: ir.Value) -> npt.NDArray[np.generic] | None:
     assert value.shape is not None
     shape = [size if isinstance(size, int) else 1 for size in value.shape]
     return np.zeros(shape, known_type(value).numpy())
+
+
+def products_beside(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:
+    """The nodes that compute (x a) b where ``nodes`` give a layer's input or its result."""
+    found: list[ir.Node] = []
+    for add in model.graph:
+        if not (add.name or "").endswith(_SUM):
+            continue
+        result, value = add.inputs
+        assert result is not None
+        linear = result.producer()
+        assert linear is not None
+        source = linear.inputs[0]
+        assert source is not None
+        if not {source.producer(), linear, add}.isdisjoint(nodes):
+            while value is not source:
+                assert value is not None
+                node = value.producer()
+                assert node is not None
+                found.append(node)
+                value = node.inputs[0]
+    return found
 
 
 def _table(linear: Linear, modules: Collection[str]) -> LoraTable | None:
@@ -113,7 +136,7 @@ def _add_product(
     if is_flat:
         product = insert.value("Reshape", [product, insert.integers([-1, table.outputs])])
     readers = [(use.node, use.idx) for use in result.uses()]
-    add = ir.node("Add", [result, product], name=f"{table.name}/lora/Add")
+    add = ir.node("Add", [result, product], name=table.name + _SUM)
     graph.insert_after(linear.matmul, [add])
     total = add.outputs[0]
     total.name, total.shape, total.type = f"{table.name}/lora", result.shape, result.type

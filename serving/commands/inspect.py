@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import bundle_argument, json_option, verify_option
+from serving.commands.options import bundle_argument, json_option, key_file_option, verify_option
 
 if TYPE_CHECKING:
     from serving.bundle import LayerInfo, Manifest
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @click.command()
 @bundle_argument
 @verify_option
+@key_file_option
 @json_option
-def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+def inspect(bundle: Path, verify: bool, key_file: Path | None, as_json: bool) -> None:
     """Show what is in BUNDLE: model, engines, limits, parity and files."""
     from serving.bundle import open_bundle
 
-    manifest = open_bundle(bundle, verify).manifest
+    manifest = open_bundle(bundle, verify, key_file).manifest
     if as_json:
         per_token = {"kv_bytes_per_token": manifest.graph.kv_bytes_per_token}
         click.echo(json.dumps(manifest.model_dump(mode="json") | per_token))
@@ -45,6 +46,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     yield "layers", _layers(graph.layers)
     yield "vocabulary", f"{graph.vocab_size:,}"
     yield "maximum length", f"{graph.max_length:,} tokens"
+    yield "embeddings", f"{graph.hidden_size:,} numbers" if graph.hidden_size else "none"
     yield "KV cache", f"{_size(graph.kv_bytes_per_token)} a token"
     if graph.lora:
         modules = [module.name.rpartition(".")[2] for t in graph.lora for module in t.modules]
@@ -88,10 +90,13 @@ def _layers(layers: "tuple[LayerInfo, ...]") -> str:
 
 def _parity(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Show a bundle's parity figures: what holds for all, then one row a comparison."""
-    yield "parity", _pairs({name: value for name, value in parity.items() if name != "comparisons"})
+    apart = ("comparisons", "embeddings")
+    yield "parity", _pairs({name: value for name, value in parity.items() if name not in apart})
     for comparison in parity.get("comparisons", ()):
         figures = dict(comparison)
         yield f"parity, {figures.pop('name')}", _pairs(figures)
+    if embeddings := parity.get("embeddings"):
+        yield "parity, embeddings", _pairs(embeddings)
 
 
 def _pairs(values: Mapping[str, object]) -> str:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import serving
@@ -20,18 +21,20 @@ from engines.quantization.apply import quantize
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize
 from exporter.adapters import adapted_modules
-from serving import decoding
+from exporter.embedding_parity import reference_embeddings
 from serving.bundle import GraphInfo, LayerInfo, LoraTable, SpecialTokens, open_bundle
 from serving.cli import main as serve_llm
+from serving.decoding import Token
 from serving.errors import UserError
 from serving.generation import Model
 from serving.lora import AdapterTables, Factors
 from serving.onnxruntime import OnnxRuntimeEngine
 from serving.peft_adapter import rank_and_scale, read_adapter
-from serving.sampling import SamplingParameters
+from serving.request_queue import Job
 from tests.checkpoints import VOCABULARY
 from tests.conftest import Graphs
 from tests.exporter.commands import run
+from tests.serving.arrivals import Arrival, arrivals, serve
 from tests.serving.peft_files import Weights, merged_into, random_weights, write_adapter
 
 NEW_TOKENS = 12
@@ -75,14 +78,18 @@ class Served:
         return random_weights(dict(chosen), rank, **options)
 
     @contextmanager
-    def model(self, adapters: dict[str, Path], slots: int = 2) -> Iterator[Model]:
+    def model(
+        self, adapters: dict[str, Path], slots: int = 2, rows: int | None = None
+    ) -> Iterator[Model]:
         read = {name: read_adapter(path, self.info.lora) for name, path in adapters.items()}
         tables = AdapterTables(self.info.lora, "float32", read)
         file = self.directory / "model.onnx"
         engine = OnnxRuntimeEngine(
-            file, self.info, slots=slots, capacity=64, threads=1, adapters=tables
+            file, self.info, slots=rows or slots, capacity=96, threads=1, adapters=tables
         )
-        model = Model(engine, SpecialTokens(), prefill_chunk=6, adapters=tables.indices)
+        model = Model(
+            engine, SpecialTokens(), prefill_chunk=6, slots=slots, adapters=tables.indices
+        )
         with model:
             yield model
 
@@ -141,26 +148,88 @@ def test_every_row_has_its_own_adapter(
     ]
     assert expected[3] != here.tokens(prompts()[3])
     with here.model(paths) as model:
-        numbers = {None: 0, **model.adapters}
-        sequences = [
-            decoding.Sequence(
-                index,
-                np.array(ids),
-                SamplingParameters(),
-                decoding.Limits(64, new[index], 0, (), ()),
-                None,
-                numbers[name],
-            )
-            for index, (ids, name) in enumerate(zip(prompts(), chosen, strict=True))
-        ]
+        scheduler = model.scheduler()
+        for index, (ids, name) in enumerate(zip(prompts(), chosen, strict=True)):
+            sequence = model.sequence(ids, index, max_new_tokens=new[index], adapter=name)
+            scheduler.submit(Job(sequence))
         tokens: list[list[int]] = [[] for _ in chosen]
-        for token in decoding.generate(model.engine, sequences, 6):
-            tokens[token.index].append(token.token_id)
+        for event in scheduler.run():
+            assert isinstance(event, Token), event
+            tokens[event.index].append(event.token_id)
         assert tokens == expected
         # Slots remember nothing of those who had them before.
         for name in (None, "a", "b"):
             got = model.logits(prompts()[0], adapter=name)
             np.testing.assert_allclose(got, here.logits(prompts()[0], adapters[name]), atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def models(
+    traced_graph: Graphs,
+    checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Model, Model]]:
+    """One with a slot and one with several, which keeps prefixes; both have two adapters."""
+    directory = tmp_path_factory.mktemp("mixed")
+    graph = traced_graph("qwen2")
+    optimize(graph, MODULES["qwen2"])
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint("qwen2")).eval()
+    here = Served(graph, reference, directory / "graph")
+    paths = {
+        name: write_adapter(directory / name, here.weights(rank=rank, seed=rank, size=0.6))
+        for name, rank in (("a", 4), ("b", 2))
+    }
+    with here.model(paths, slots=1) as alone, here.model(paths, slots=3, rows=5) as keeping:
+        texts = [
+            alone.generate(prompts()[0], max_new_tokens=20, adapter=name).token_ids
+            for name in (None, "a", "b")
+        ]
+        assert len({tuple(text) for text in texts}) == len(texts), "adapters that change nothing"
+        yield alone, keeping
+
+
+@settings(max_examples=30, deadline=None)
+@given(plan=arrivals(VOCABULARY, [None, "prompt-lookup"], (None, "a", "b")))
+def test_mixed_adapters_give_each_request_what_it_gets_alone(
+    models: tuple[Model, Model], plan: list[Arrival]
+) -> None:
+    alone, keeping = models
+    for index, result in serve(keeping, keeping.scheduler(), plan).items():
+        expected = alone.generate(
+            plan[index].prompt, max_new_tokens=plan[index].new_tokens, adapter=plan[index].adapter
+        )
+        assert result.token_ids == expected.token_ids
+
+
+def test_beams_scores_and_embeddings_have_the_adapter(
+    served: Callable[..., Served], tmp_path: Path
+) -> None:
+    """Each after slots that had another one."""
+    here, (ids, other, *_) = served("qwen2"), prompts()
+    weights = here.weights(rank=4, size=0.6)
+    with here.model({"a": write_adapter(tmp_path / "a", weights)}, slots=3) as model:
+        for name, factors in (("a", weights), (None, None), ("a", weights)):
+            model.generate([other] * 3, max_new_tokens=2, adapter=None if name else "a")
+            searched = model.generate(ids, max_new_tokens=8, num_beams=3, adapter=name)
+            model.generate([other] * 3, max_new_tokens=2, adapter=None if name else "a")
+            scored = model.score(ids, adapter=name)
+            model.generate([other] * 3, max_new_tokens=2, adapter=None if name else "a")
+            (vector,) = model.embed(ids, adapter=name, normalize=False).vectors
+            with merged_into(here.reference, factors):
+                output = here.reference.generate(
+                    torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    max_new_tokens=8,
+                    num_beams=3,
+                    do_sample=False,
+                )
+            assert searched.token_ids == output[0, len(ids) :].tolist()
+            logprobs = torch.tensor(here.logits(ids, factors)).log_softmax(-1).numpy()
+            expected = [logprobs[at, token] for at, token in enumerate(ids[1:])]
+            np.testing.assert_allclose(scored.logprobs, expected, atol=5e-5)
+            with merged_into(here.reference, factors):
+                states = reference_embeddings(here.reference, ids)
+            np.testing.assert_allclose(vector, states[-1], atol=5e-5)
 
 
 @pytest.mark.parametrize(

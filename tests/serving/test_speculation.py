@@ -10,12 +10,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from serving import Model, UserError
 from serving.bundle import SpecialTokens
-from serving.decoding import Limits, Sequence, Token, generate
+from serving.decoding import Decoder, Limits, Sequence, SpeculationMethod, Token
 from serving.draft_model import DraftModel
 from serving.engine import FloatArray, IntArray
+from serving.mixed_decoder import MixedDecoder
+from serving.pacing import Pacing
 from serving.prompt_lookup import PromptLookup
+from serving.request_queue import Job
 from serving.sampling import SamplingParameters
-from serving.speculation import Speculation, SpeculationMethod
+from serving.scheduler import Scheduler
+from serving.speculation import Speculation
 from tests.serving.counting_engine import (
     VOCAB,
     CountingEngine,
@@ -235,12 +239,15 @@ def test_sampled_texts_follow_the_exact_distribution(
     for i, sequence in enumerate(sequences):
         sequence.random = np.random.default_rng((7, i))
     drafters = DraftModel(SmallEngine(1), 3, 8)
-    if method is None:
-        tokens = list(generate(engine, sequences, 8))
-    else:
-        open_drafter = EagerLookup if method == "prompt-lookup" else drafters.open
-        advance = Speculation(open_drafter, FixedCosts(0.0)).advance
-        tokens = list(generate(engine, sequences, 8, advance))
+    costs = FixedCosts(0.0)
+    decoder: Decoder = MixedDecoder(engine, None, costs)
+    if method is not None:
+        decoder = Speculation(EagerLookup if method == "prompt-lookup" else drafters.open, costs)
+    scheduler = Scheduler(engine, decoder, Pacing(8, engine.cache.slots))
+    for sequence in sequences:
+        scheduler.submit(Job(sequence))
+    tokens = [event for event in scheduler.run() if isinstance(event, Token)]
+    if method is not None:
         drafted, accepted = drafts(tokens)
         assert drafted > accepted > samples / 4
         assert drafters.free_slots == [0]

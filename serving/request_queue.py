@@ -1,0 +1,95 @@
+"""The sequences that wait for a slot: bounded, by priority, and fair between clients."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+
+from serving.decoding import Sequence
+from serving.errors import UserError
+
+
+class QueueFullError(UserError):
+    """No more requests are taken for now."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A sequence on its way through the scheduler.
+
+    Jobs of a higher ``priority`` go first; of equal ones each ``client`` has its turn. After
+    ``deadline`` (in the scheduler's clock, seconds) the job is given up.
+    """
+
+    sequence: Sequence
+    priority: int = 0
+    client: str = ""
+    deadline: float = inf
+
+
+@dataclass(slots=True)
+class RequestQueue:
+    """Waiting jobs; within a priority clients take turns, and each client's jobs go in order.
+
+    ``limit`` is the most jobs that may wait (None: any number).
+    """
+
+    limit: int | None = None
+    _levels: dict[int, OrderedDict[str, deque[Job]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(jobs) for level in self._levels.values() for jobs in level.values())
+
+    def push(self, job: Job) -> None:
+        """Add a job; raises QueueFullError."""
+        if self.limit is not None and len(self) >= self.limit:
+            raise QueueFullError(
+                f"{self.limit} requests are waiting already, as many as may: try again later."
+            )
+        self._jobs_of(job).append(job)
+
+    def push_front(self, job: Job) -> None:
+        """Put a job that has begun before all others of its priority; the limit isn't for it."""
+        self._jobs_of(job).appendleft(job)
+        self._levels[job.priority].move_to_end(job.client, last=False)
+
+    def pop(self) -> Job:
+        """Take the job whose turn it is; raises IndexError if none waits."""
+        if not self._levels:
+            raise IndexError("no job is waiting")
+        priority = max(self._levels)
+        level = self._levels[priority]
+        client, jobs = next(iter(level.items()))
+        job = jobs.popleft()
+        level.move_to_end(client)
+        self._drop_empty(priority, client)
+        return job
+
+    def take(self, index: int) -> Job | None:
+        """Take out the job of the sequence of this index, if it is here."""
+        return next(iter(self._take(lambda job: job.sequence.index == index)), None)
+
+    def take_late(self, now: float) -> list[Job]:
+        """Take out the jobs whose deadline has passed."""
+        return self._take(lambda job: job.deadline <= now)
+
+    def _jobs_of(self, job: Job) -> deque[Job]:
+        return self._levels.setdefault(job.priority, OrderedDict()).setdefault(job.client, deque())
+
+    def _take(self, is_taken: Callable[[Job], bool]) -> list[Job]:
+        taken = []
+        for priority, level in list(self._levels.items()):
+            for client, jobs in list(level.items()):
+                found = [job for job in jobs if is_taken(job)]
+                for job in found:
+                    jobs.remove(job)
+                taken += found
+                self._drop_empty(priority, client)
+        return taken
+
+    def _drop_empty(self, priority: int, client: str) -> None:
+        level = self._levels[priority]
+        if not level[client]:
+            del level[client]
+        if not level:
+            del self._levels[priority]

@@ -1,0 +1,208 @@
+"""Continuous batching: requests join and leave between the steps of one engine."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from serving.decoding import Decoder, Event, Failure, Sequence, extend
+from serving.engine import Engine, FloatArray
+from serving.errors import UserError
+from serving.pacing import Pacing
+from serving.prefix_cache import CachedRow, PrefixCache
+from serving.request_queue import Job, RequestQueue
+
+
+class DeadlineError(UserError):
+    """A request took longer than it was given."""
+
+
+@dataclass(slots=True)
+class Prefill:
+    """A sequence whose context is being run: its first ``done`` tokens are in the ``slot``."""
+
+    job: Job
+    slot: int
+    done: int
+
+
+class Scheduler:
+    """Runs sequences over an engine's slots; ``step`` does a little of everything.
+
+    Decoding sequences hold the first slots and advance together. One sequence at a time is
+    prefilled, in the slot behind them, a chunk between two decode steps: so a stream waits for one
+    chunk at most. When a sequence ends, the last one moves into its slot.
+
+    With ``fills_slots_first`` nothing is decoded while there is a prompt that has a slot.
+
+    Not thread-safe: one thread submits, cancels and steps. ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        decoder: Decoder,
+        pacing: Pacing,
+        *,
+        queue: RequestQueue | None = None,
+        prefixes: PrefixCache | None = None,
+        fills_slots_first: bool = False,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._engine = engine
+        self._decoder = decoder
+        self._pacing = pacing
+        self._prefixes = prefixes
+        self._fills_slots_first = fills_slots_first
+        self._clock = clock
+        self.waiting = RequestQueue() if queue is None else queue
+        self.active: list[Job] = []
+        self.prefill: Prefill | None = None
+        self._has_run_chunk = False  # since the last decode step
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.active or self.prefill or len(self.waiting))
+
+    def submit(self, job: Job) -> None:
+        """Let a sequence wait for its turn; raises QueueFullError."""
+        self.waiting.push(job)
+
+    def cancel(self, index: int) -> bool:
+        """Forget a sequence at once, wherever it is; returns whether it was here."""
+        if self.waiting.take(index) is not None:
+            return True
+        for job in self._begun():
+            if job.sequence.index == index:
+                self._drop(job)
+                return True
+        return False
+
+    def clear(self) -> list[int]:
+        """Forget all sequences; returns their indices."""
+        jobs = [*self._begun(), *(self.waiting.pop() for _ in range(len(self.waiting)))]
+        for job in jobs:
+            self._decoder.forget(job.sequence)
+        self.active, self.prefill = [], None
+        return [job.sequence.index for job in jobs]
+
+    def step(self) -> list[Event]:
+        """Give up what is late, then run one chunk of a prompt or decode a step of all streams.
+
+        They take turns, so that no token waits here for what comes after it.
+
+        Raises EngineError where the engine itself failed: nothing can go on then.
+        """
+        events: list[Event] = list(self._give_up_late())
+        self._admit()
+        decodes = self.active and not self._fills_slots_first and self._has_run_chunk
+        if self.prefill and not decodes:
+            events += self._run_chunk(self.prefill)
+            self._has_run_chunk = True
+        elif self.active:
+            events += self._decode()
+            self._has_run_chunk = False
+        return events
+
+    def run(self) -> Iterator[Event]:
+        """Step until nothing is left to do."""
+        while not self.is_idle:
+            yield from self.step()
+
+    def _begun(self) -> list[Job]:
+        return [*self.active, *([self.prefill.job] if self.prefill else [])]
+
+    def _give_up_late(self) -> Iterator[Failure]:
+        now = self._clock()
+        late = self.waiting.take_late(now)
+        for job in [job for job in self._begun() if job.deadline <= now]:
+            self._drop(job)
+            late.append(job)
+        for job in late:
+            yield Failure(
+                job.sequence.index,
+                DeadlineError(
+                    "The request wasn't finished in its time: ask for fewer tokens, give it more "
+                    "time or try again later."
+                ),
+            )
+
+    def _has_prompt(self) -> bool:
+        """Whether a prompt is being run, or could be."""
+        has_slot = len(self.active) < self._pacing.streams
+        return self.prefill is not None or (has_slot and len(self.waiting) > 0)
+
+    def _admit(self) -> None:
+        """Begin the next sequence if there is a slot for it."""
+        if self.prefill or not self._has_prompt():
+            return
+        job, slot, done = self.waiting.pop(), len(self.active), 0
+        sequence = job.sequence
+        if self._prefixes is not None:
+            done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
+        self._engine.cache.adapter_ids[slot] = sequence.adapter
+        self.prefill = Prefill(job, slot, done)
+
+    def _running(self) -> Iterator[CachedRow]:
+        for slot, job in enumerate(self.active):
+            sequence = job.sequence
+            yield CachedRow(slot, sequence.context[: sequence.cached], sequence.adapter)
+
+    def _run_chunk(self, prefill: Prefill) -> Iterator[Event]:
+        sequence = prefill.job.sequence
+        size = self._pacing.chunk(len(self.active))
+        chunk = sequence.context[None, prefill.done : prefill.done + size]
+        last = np.array([[chunk.shape[1] - 1]])
+        begin = self._clock()
+        logits = self._engine.step(chunk, np.array([prefill.done]), last, prefill.slot)[0, 0]
+        self._pacing.record_prefill(chunk.shape[1], self._clock() - begin)
+        prefill.done += chunk.shape[1]
+        if prefill.done == len(sequence.context):
+            yield self._start_decoding(prefill, logits)
+
+    def _start_decoding(self, prefill: Prefill, logits: FloatArray) -> Event:
+        """Choose the first token behind a context, and let the sequence join the others."""
+        sequence, slot = prefill.job.sequence, len(self.active)
+        if prefill.slot != slot:  # others have ended meanwhile
+            self._engine.cache.move(prefill.slot, slot, prefill.done)
+        self.prefill = None
+        self.active.append(prefill.job)
+        event = extend(sequence, logits)
+        self._release()
+        return event
+
+    def _decode(self) -> list[Event]:
+        begin = self._clock()
+        events = self._decoder.advance(self._engine, [job.sequence for job in self.active])
+        self._pacing.record_decode(len(self.active), self._clock() - begin)
+        self._release()
+        return events
+
+    def _release(self) -> None:
+        """Take ended sequences out, and those whose context must be run again."""
+        for job in [job for job in self.active if job.sequence.finished]:
+            self._drop(job)
+        for job in [job for job in self.active if job.sequence.is_full]:
+            job.sequence.slide()
+            self._drop(job)
+            self.waiting.push_front(job)
+
+    def _drop(self, job: Job) -> None:
+        """Take a sequence out of its slot, into which the last one moves."""
+        self._decoder.forget(job.sequence)
+        if self.prefill and self.prefill.job is job:
+            self._keep(self.prefill.slot, job.sequence, self.prefill.done)
+            self.prefill = None
+            return
+        slot = self.active.index(job)
+        self._keep(slot, job.sequence, job.sequence.cached)
+        last = self.active.pop()
+        if slot < len(self.active):
+            self._engine.cache.move(len(self.active), slot, last.sequence.cached)
+            self.active[slot] = last
+
+    def _keep(self, slot: int, sequence: Sequence, cached: int) -> None:
+        if self._prefixes is not None:
+            self._prefixes.keep(slot, sequence.context[:cached], sequence.adapter)

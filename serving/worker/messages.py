@@ -1,0 +1,94 @@
+"""What goes over the pipe between a server and its worker, pickled by multiprocessing."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serving.decoding import Event
+from serving.engine import IntArray
+from serving.sequences import SequenceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker opens its bundle, and how it schedules.
+
+    ``loading`` are parameters of serving.load. For ``target_latency`` (seconds) and ``queue_limit``
+    see Model.scheduler.
+    """
+
+    bundle: Path
+    loading: dict[str, Any] = field(default_factory=dict)
+    target_latency: float | None = None
+    queue_limit: int | None = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to go on with; ``seconds`` from now it is given up (None: never).
+
+    For ``priority`` and ``client`` see request_queue.Job.
+    """
+
+    prompt_ids: IntArray
+    options: SequenceOptions
+    priority: int = 0
+    client: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Server to worker: begin this request; what comes of it bears ``index``."""
+
+    index: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Server to worker: nobody waits for this request any more."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker has to do: sequences that wait, run their prompt, and decode.
+
+    Of ``prompt_tokens`` since it was opened, ``reused_tokens`` were copied from earlier prompts.
+    """
+
+    waiting: int = 0
+    prefilling: int = 0
+    decoding: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Worker to server: the bundle is open."""
+
+    slots: int
+    capacity: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotOpened:
+    """Worker to server: the bundle can't be opened, in one sentence; the worker ends."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Worker to server: what a step gave, and what is left to do."""
+
+    events: list[Event]
+    load: Load
+
+
+ToWorker = Submit | Cancel
+ToServer = Opened | NotOpened | Progress

@@ -1,0 +1,97 @@
+"""The worker's side: opens the bundle, then steps its scheduler and answers the server."""
+
+import signal
+from multiprocessing.connection import Connection
+from time import perf_counter
+
+from serving.decoding import Event, Failure
+from serving.errors import EngineError, UserError
+from serving.generation import Model
+from serving.loading import load
+from serving.request_queue import Job
+from serving.scheduler import Scheduler
+from serving.worker.messages import (
+    Cancel,
+    Load,
+    NotOpened,
+    Opened,
+    Progress,
+    Submit,
+    WorkerOptions,
+)
+
+
+def work(options: WorkerOptions, server: Connection) -> None:
+    """Serve until the server closes its end of the pipe, or is gone."""
+    # Ctrl-C reaches the whole process group; the server says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        model = load(options.bundle, **options.loading)
+    except UserError as error:
+        server.send(NotOpened(str(error)))
+        return
+    with model:
+        scheduler = model.scheduler(
+            target_latency=options.target_latency, queue_limit=options.queue_limit
+        )
+        server.send(Opened(model.slots, model.engine.cache.capacity, model.engine.vocab_size))
+        try:
+            _Worker(model, scheduler, server).run()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+class _Worker:
+    def __init__(self, model: Model, scheduler: Scheduler, server: Connection) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._server = server
+
+    def run(self) -> None:
+        """Take what the server sent, then do a step; without work wait for the server.
+
+        Raises EOFError when the server has closed the pipe, and EngineError, which ends the worker.
+        """
+        while True:
+            events: list[Event] = []
+            while self._server.poll(None if self._scheduler.is_idle and not events else 0):
+                events += self._take(self._server.recv())
+            try:
+                events += self._scheduler.step()
+            except EngineError as error:
+                self._fail_all(error)
+                raise
+            self._server.send(Progress(events, self._load()))
+
+    def _take(self, message: Submit | Cancel) -> list[Event]:
+        if isinstance(message, Cancel):
+            self._scheduler.cancel(message.index)
+            return []
+        try:
+            self._scheduler.submit(self._job(message))
+        except UserError as error:
+            return [Failure(message.index, error)]
+        return []
+
+    def _job(self, message: Submit) -> Job:
+        request = message.request
+        sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)
+        job = Job(sequence, request.priority, request.client)
+        if request.seconds is not None:
+            job.deadline = perf_counter() + request.seconds
+        return job
+
+    def _fail_all(self, error: EngineError) -> None:
+        indices = self._scheduler.clear()
+        self._server.send(Progress([Failure(index, error) for index in indices], self._load()))
+
+    def _load(self) -> Load:
+        scheduler = self._scheduler
+        statistics = self._model.prefixes.statistics if self._model.prefixes else None
+        return Load(
+            waiting=len(scheduler.waiting),
+            prefilling=int(scheduler.prefill is not None),
+            decoding=len(scheduler.active),
+            prompt_tokens=statistics.looked_up if statistics else 0,
+            reused_tokens=statistics.reused if statistics else 0,
+        )
