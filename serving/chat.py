@@ -12,7 +12,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serving.errors import UserError
 
-
 Tool = Mapping[str, Any]
 """A function that the model may call, as OpenAI's API describes it."""
 

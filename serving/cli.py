@@ -8,6 +8,7 @@ from serving.commands.doctor import doctor
 from serving.commands.encrypt import decrypt, encrypt
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
+from serving.commands.http import http
 from serving.commands.inspect import inspect
 from serving.commands.keys import keys
 from serving.commands.restore import restore
@@ -19,5 +20,5 @@ def main() -> None:
     """Run and look at bundles that export-llm made; needs no PyTorch."""
 
 
-for command in (generate, chat, bench, inspect, restore, encrypt, decrypt, keys, doctor):
+for command in (generate, chat, http, bench, inspect, restore, encrypt, decrypt, keys, doctor):
     main.add_command(command)

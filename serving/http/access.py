@@ -1,6 +1,6 @@
 """Who makes a request and what they may ask for: API keys, their scopes and their rates."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,13 +50,13 @@ class Caller:
                 reservation.settle(record.prompt_tokens + record.new_tokens)
 
 
-def requires(scope: Scope | None) -> Callable[[Request], Caller]:
+def requires(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
     """The dependency of an endpoint that needs a key with that scope (None: any valid one).
 
     Where no key was ever made, everybody may use the server: it listens on loopback only.
     """
 
-    def authenticate(request: Request) -> Caller:
+    async def authenticate(request: Request) -> Caller:
         keys = state_of(request).keys
         if not keys.keys:
             return Caller(request.client.host if request.client else "", None)

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from serving.decoding import Token
 from serving.errors import UserError
-from serving.http.errors import ApiError, from_user_error
+from serving.http.errors import from_user_error
 from serving.http.event_stream import DisconnectedError, EventStream, unless_disconnected
 from serving.http.generating import Generation
 from serving.http.request_record import RequestRecord

@@ -40,7 +40,7 @@ async def create_chat_completion(
     generation = Generation(
         model=model,
         caller=caller,
-        prompts=[await model.encode_chat(template_messages(body), tools and tools.tools)],
+        prompts=[await model.encode_chat(template_messages(body), tools.tools if tools else None)],
         options=generate_options(
             body,
             model,

@@ -9,8 +9,8 @@ from serving.decoding import Token
 from serving.http.answer_head import AnswerHead, ChunkTemplate
 from serving.http.logprobs import chat_logprobs
 from serving.http.schemas.answers import (
+    CalledFunction,
     ChatChoice,
-    ChatCompletion,
     ChatMessage,
     FinishReason,
     PositionLogProbs,
@@ -125,7 +125,7 @@ class _GatheredChoice:
                 case str():
                     self.content.append(part)
                 case CallBegin():
-                    function = {"name": part.name, "arguments": ""}
+                    function: CalledFunction = {"name": part.name, "arguments": ""}
                     self.calls.append({"id": _call_id(), "type": "function", "function": function})
                 case Arguments():
                     self.calls[part.index]["function"]["arguments"] += part.text

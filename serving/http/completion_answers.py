@@ -58,9 +58,7 @@ class CompletionStream:
 class CompletionAnswer:
     """Gathers choices; for ``echoes`` and ``texts`` see CompletionStream."""
 
-    def __init__(
-        self, head: AnswerHead, echoes: Sequence[str], texts: TokenTexts | None
-    ) -> None:
+    def __init__(self, head: AnswerHead, echoes: Sequence[str], texts: TokenTexts | None) -> None:
         self._head = head
         self._echoes = echoes
         self._tokens: list[list[Token]] = [[] for _ in echoes]

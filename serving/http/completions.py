@@ -1,25 +1,21 @@
 """``/v1/completions``."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.engine import IntArray
-from serving.errors import UserError
 from serving.http.access import Caller, find_model, requires
 from serving.http.answer_head import AnswerHead
 from serving.http.answering import answer_stream, answer_whole
 from serving.http.completion_answers import CompletionAnswer, CompletionStream
-from serving.http.errors import ERRORS, invalid, unsupported
+from serving.http.errors import ERRORS, unsupported
 from serving.http.generating import Generation
 from serving.http.request_checks import check_body, check_generation
 from serving.http.sampling_options import generate_options
 from serving.http.schemas.answers import Completion
 from serving.http.schemas.completions import CompletionRequest
-from serving.http.served_model import ServedModel
 from serving.http.state import state_of
 
 # What OpenAI's API takes where a request doesn't say.
@@ -41,7 +37,7 @@ async def create_completion(
     generation = Generation(
         model=model,
         caller=caller,
-        prompts=[await _prompt_ids(model, prompt) for prompt in body.prompts],
+        prompts=[await model.encode(prompt) for prompt in body.prompts],
         options=generate_options(
             body, model, max_new_tokens=body.max_tokens or _MAX_TOKENS, logprobs=body.logprobs
         ),
@@ -65,14 +61,6 @@ def _check_supported(body: CompletionRequest) -> None:
         raise unsupported("best_of", "'best_of' must equal 'n': all texts are returned.")
     if body.echo and body.logprobs is not None:
         raise unsupported("echo", "'echo' can't be combined with 'logprobs'.")
-
-
-async def _prompt_ids(model: ServedModel, prompt: str | Sequence[int]) -> IntArray:
-    ids = await model.encode(prompt) if isinstance(prompt, str) else prompt
-    try:
-        return model.prompts.ids(ids)
-    except UserError as error:
-        raise invalid("prompt", str(error)) from error
 
 
 def _echoes(body: CompletionRequest, generation: Generation) -> list[str]:

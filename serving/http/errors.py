@@ -27,7 +27,8 @@ RETRY_SECONDS = 1
 
 # What every endpoint of the API may answer, for its OpenAPI description.
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorDocument} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
+    status: {"model": ErrorDocument}
+    for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 }
 
 

@@ -63,9 +63,7 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for events in self._events:
-            await send(
-                {"type": "http.response.body", "body": events.encode(), "more_body": True}
-            )
+            await send({"type": "http.response.body", "body": events.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

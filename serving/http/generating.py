@@ -46,7 +46,9 @@ class Generation:
     def most_tokens(self) -> int:
         """Most tokens that it may take, with those of the prompts."""
         most = self.options.get("max_new_tokens")
-        room = [self.model.capacity - len(prompt) if most is None else most for prompt in self.prompts]
+        room = [
+            self.model.capacity - len(prompt) if most is None else most for prompt in self.prompts
+        ]
         return self.prompt_tokens + self.n * sum(room)
 
     def requests(self, seconds: float) -> list[Request]:

@@ -133,10 +133,12 @@ class _Workers:
             ),
         }
         for name, (text, value) in gauges.items():
-            yield self._family(GaugeMetricFamily(f"serve_llm_{name}", text, labels=["model"]), value)
+            yield self._family(
+                GaugeMetricFamily(f"serve_llm_{name}", text, labels=["model"]), value
+            )
         for name, (text, value) in counters.items():
-            family = CounterMetricFamily(f"serve_llm_{name}", text, labels=["model"])
-            yield self._family(family, value)
+            counter = CounterMetricFamily(f"serve_llm_{name}", text, labels=["model"])
+            yield self._family(counter, value)
 
     def _family(
         self,

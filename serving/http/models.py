@@ -26,8 +26,6 @@ async def list_models(request: Request, caller: Annotated[Caller, _caller]) -> M
 
 
 @router.get("/v1/models/{model:path}", response_model=Model, responses=ERRORS)
-async def get_model(
-    model: str, request: Request, caller: Annotated[Caller, _caller]
-) -> Model:
+async def get_model(model: str, request: Request, caller: Annotated[Caller, _caller]) -> Model:
     """One model; names may have slashes."""
     return find_model(request, caller, model, None).document

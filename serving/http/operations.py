@@ -36,8 +36,6 @@ async def ready(request: Request) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **ERRORS},
 )
-async def metrics(
-    request: Request, _: Annotated[Caller, Depends(requires("metrics"))]
-) -> Response:
+async def metrics(request: Request, _: Annotated[Caller, Depends(requires("metrics"))]) -> Response:
     """Metrics for Prometheus."""
     return Response(state_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

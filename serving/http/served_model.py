@@ -3,19 +3,21 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, open_bundle
 from serving.chat import Message, Tool
+from serving.engine import IntArray
 from serving.errors import UserError
 from serving.http.errors import invalid, unavailable
 from serving.http.schemas.answers import Model
 from serving.http.token_texts import TokenTexts
 from serving.loading import load_prompts
-from serving.prompts import PromptEncoder
+from serving.prompts import PromptEncoder, TokenIds
 from serving.sampling import SamplingOptions, SamplingParameters
 from serving.worker.client import WorkerClient
 from serving.worker.messages import WorkerOptions
@@ -64,14 +66,14 @@ class ServedModel:
             )
         return self.worker.opened.capacity
 
-    async def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return await self._encode("prompt", self.prompts.encode, text)
+    async def encode(self, prompt: str | Sequence[int]) -> IntArray:
+        """Token ids [n] of a prompt, or those given."""
+        return await self._encode("prompt", self.prompts.ids, prompt)
 
     async def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None
-    ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply."""
+    ) -> IntArray:
+        """Token ids [n] of a conversation, ready for the assistant's reply."""
         return await self._encode("messages", self.prompts.encode_chat, messages, tools)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -80,11 +82,11 @@ class ServedModel:
         return text
 
     async def _encode(
-        self, param: str, encode: Callable[..., list[int]], *arguments: Any
-    ) -> list[int]:
+        self, param: str, encode: Callable[..., TokenIds], *arguments: Any
+    ) -> IntArray:
         """Encode beside the event loop, which a long text would hold up."""
         try:
-            return await asyncio.to_thread(encode, *arguments)
+            return self.prompts.ids(await asyncio.to_thread(encode, *arguments))
         except UserError as error:
             raise invalid(param, str(error)) from error
         except UnicodeError as error:  # half of a surrogate pair, which JSON can spell
@@ -118,6 +120,27 @@ class ServedModels:
         await asyncio.gather(*(model.worker.close() for model in self))
 
 
+def open_models(
+    bundles: Mapping[str, Path],
+    loading: Mapping[str, Any],
+    *,
+    target_latency: float | None = None,
+    queue_limit: int | None = 128,
+) -> ServedModels:
+    """Check the bundles, by name, and read their tokenizers; the workers are started later.
+
+    ``loading`` are parameters of serving.load, for the others see WorkerOptions. Raises UserError
+    for a bundle that can't be served.
+    """
+    models = []
+    for name, path in bundles.items():
+        bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+        # Checked once: a worker that takes another's place should be there soon.
+        options = WorkerOptions(path, {**loading, "verify": False}, target_latency, queue_limit)
+        models.append(ServedModel(name, bundle, options))
+    return ServedModels(models)
+
+
 def _default_sampling(bundle: Bundle) -> SamplingOptions:
     """What holds where a request says nothing: OpenAI's temperature of 1, or the bundle's own.
 
@@ -126,8 +149,7 @@ def _default_sampling(bundle: Bundle) -> SamplingOptions:
     file = bundle.file("generation_config.json")
     config = json.loads(file.read_text("utf-8")) if file else {}
     given = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
-    sampling: SamplingOptions = {"temperature": 1.0}
-    sampling.update(given)
+    sampling = cast(SamplingOptions, {"temperature": 1.0, **given})
     SamplingParameters(**sampling)
     return sampling
 

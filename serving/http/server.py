@@ -15,8 +15,10 @@ _CLOSING_SECONDS = 5
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends in two steps: from the first signal on, requests to the API get 503 and running ones
-    have ``drain_seconds`` to end; then, or at the second signal, it ends.
+    """Finishes what runs before it ends.
+
+    From the first signal on, new requests to the API get 503 and running ones have
+    ``drain_seconds`` to end. At the second signal, or after that time, they end with an error.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServerState, drain_seconds: float) -> None:
@@ -25,7 +27,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._deadline = 0.0
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Handle SIGINT and SIGTERM."""
         if self._state.is_draining:
             self._deadline = 0.0
@@ -37,12 +39,13 @@ class DrainingServer(uvicorn.Server):
         """Look ten times a second whether it is time to end."""
         if self._state.failure is not None:
             self.should_exit = True
-        elif self._state.is_draining and not self.should_exit:
-            if not self._state.running or monotonic() >= self._deadline:
-                # Streams that still run end with an error.
-                await self._state.models.close()
-                self.should_exit = True
+        elif self._state.is_draining and self._has_drained() and not self.should_exit:
+            await self._state.models.close()  # streams that still run end with an error
+            self.should_exit = True
         return await super().on_tick(counter)
+
+    def _has_drained(self) -> bool:
+        return not self._state.running or monotonic() >= self._deadline
 
 
 def serve(state: ServerState, listening: Listening, drain_seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Tool calls in what a model writes, found while it comes.
 
-Two forms are known: Hermes' and Qwen's, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``
-with text around it, and Llama's, where the whole text is such an object or a list of them and the
+Two forms are known. Hermes and Qwen write ``<tool_call>{"name": "f", "arguments": {}}</tool_call>``
+with text around it. With Llama the whole text is such an object or a list of them, and the
 arguments may be called "parameters".
 """
 
