@@ -119,4 +119,5 @@ def _usage(record: RequestRecord) -> Usage:
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.new_tokens,
         "total_tokens": record.prompt_tokens + record.new_tokens,
+        "prompt_tokens_details": {"cached_tokens": record.cached_tokens},
     }

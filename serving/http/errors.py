@@ -13,7 +13,7 @@ from serving.errors import EngineError, UserError
 from serving.http.schemas.answers import ErrorDocument
 from serving.request_queue import QueueFullError
 from serving.scheduler import DeadlineError
-from serving.worker.client import WorkerLostError
+from serving.worker.client import SlowReaderError, WorkerLostError
 
 ErrorType = Literal[
     "invalid_request_error",
@@ -111,6 +111,8 @@ def from_user_error(error: UserError, param: str | None = None) -> ApiError:
             )
         case DeadlineError():
             return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
+        case SlowReaderError():
+            return ApiError(408, message, kind="timeout_error", code="slow_reader")
         case WorkerLostError():
             return ApiError(500, message, kind="server_error", code="worker_lost")
         case EngineError():
@@ -161,13 +163,16 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         return invalid(
             None, "The request's body must be a JSON object, with content-type application/json."
         )
+    if kind.startswith("union_tag_"):  # the member that says which kind of object it is
+        member = first["ctx"]["discriminator"].strip("'")
+        param, kind = f"{param}.{member}", kind.removeprefix("union_tag_")
     match kind:
         case "extra_forbidden" if param in _NOT_SUPPORTED:
             return unsupported(param, f"Unsupported parameter: '{param}' is not supported here.")
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}"
             return invalid(param, message, "unknown_parameter")
-        case "missing":
+        case "missing" | "not_found":
             message = f"Missing required parameter: '{param}'."
             return invalid(param, message, "missing_required_parameter")
     return invalid(param, f"Invalid value for '{param}': {first['msg']}.", "invalid_value")

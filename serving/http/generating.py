@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.decoding import Token
 from serving.engine import IntArray
@@ -86,7 +86,14 @@ class Generation:
             async with aclosing(_merged(streams)) as tokens:
                 async for choice, token in tokens:
                     clocks[choice].tick()
-                    yield choice, token
+                    if choice % self.n == 0:  # its prompt is counted once, too
+                        record.cached_tokens += token.reused
+                    yield choice, self._without_end(token)
+
+    def _without_end(self, token: Token) -> Token:
+        """An EOS token is no part of the answer, and so its log-probability isn't either."""
+        is_end = token.finish_reason == "stop" and token.token_id in self.model.eos
+        return replace(token, logprobs=None) if is_end else token
 
 
 async def _merged(

@@ -72,6 +72,7 @@ def _log_entry(record: RequestRecord) -> RequestLog:
         error=record.error,
         finish_reason=record.finish_reason,
         prompt_tokens=record.prompt_tokens or None,
+        cached_tokens=record.cached_tokens or None,
         new_tokens=record.new_tokens or None,
         first_token_seconds=None if first is None else first - record.begin,
         disconnected=record.disconnected,

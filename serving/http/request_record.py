@@ -23,6 +23,7 @@ class RequestRecord:
     error: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     new_tokens: int = 0
     disconnected: bool = False
     headers: dict[str, str] = field(default_factory=dict)

@@ -42,6 +42,7 @@ class ServedModel:
         self.prompts: PromptEncoder = load_prompts(bundle)
         self.texts = TokenTexts(self.prompts.tokenizer)
         self.worker = WorkerClient(options)
+        self.eos = bundle.manifest.tokens.eos
         self.has_draft = options.loading.get("draft") is not None
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)

@@ -52,7 +52,6 @@ def serve(state: ServerState, listening: Listening, drain_seconds: float) -> Non
     """Serve until a signal comes; raises UserError if a model can't be opened."""
     config = uvicorn.Config(
         create_app(state),
-        log_config=None,
         timeout_graceful_shutdown=_CLOSING_SECONDS,
         **listening.uvicorn_options(state.limits),
     )

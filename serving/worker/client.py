@@ -28,6 +28,14 @@ from serving.worker.process import work
 PAUSES = (0.0, 1.0, 5.0, 30.0)
 
 
+# So many tokens may wait for whoever reads a stream; then it is given up, and its slot is free.
+BACKLOG = 8192
+
+
+class SlowReaderError(UserError):
+    """A stream wasn't read for so long that it was given up."""
+
+
 class WorkerLostError(EngineError):
     """The worker ended while it worked on a request, or is being started."""
 
@@ -152,8 +160,13 @@ class WorkerClient:
     def _deliver(self, progress: Progress) -> None:
         self.load = progress.load
         for event in progress.events:
-            if event.index in self._streams:  # else nobody waits for it any more
-                self._streams[event.index].put_nowait(event)
+            stream = self._streams.get(event.index)
+            if stream is None:  # nobody waits for it any more
+                continue
+            stream.put_nowait(event)
+            if stream.qsize() == BACKLOG:
+                self._send(Cancel(event.index))
+                stream.put_nowait(Failure(event.index, _slow_reader()))
 
     def _fail_streams(self) -> None:
         for index, stream in self._streams.items():
@@ -169,6 +182,13 @@ class WorkerClient:
                 self._pipe.send(message)
             except (BrokenPipeError, OSError):
                 return
+
+
+def _slow_reader() -> SlowReaderError:
+    return SlowReaderError(
+        f"{BACKLOG} tokens of the stream are waiting to be read, and it was ended: read faster or "
+        "ask for fewer tokens."
+    )
 
 
 def _read(

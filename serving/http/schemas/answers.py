@@ -10,12 +10,19 @@ from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class PromptTokensDetails(TypedDict):
+    """Of the prompts' tokens, so many were computed for earlier requests."""
+
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     """Numbers of tokens: of the prompts, and of all choices together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TokenLogProb(TypedDict):
