@@ -68,8 +68,8 @@ async function answer() {
   } catch (error) {
     const stopped = controller.signal.aborted;
     turn.show(meter.summary(stopped ? "stopped" : "broken off"));
-    if (stopped) say("Stopped.");
-    else showError(error.message);
+    say(stopped ? "Stopped." : "");
+    showError(stopped ? "" : error.message);
   }
   turn.growing = false;
   if (underWay !== controller) return; // a new conversation has begun
