@@ -68,7 +68,7 @@ def describe(bundle: "Bundle", info: "EngineInfo") -> dict[str, Any]:
         )
     summary: dict[str, Any] = json.loads(file.read_bytes())
     try:
-        loaded = inspect_loaded(bundle.path / info.file, info)
+        loaded = inspect_loaded(bundle.location(info.file), info)
         summary["loaded"] = {
             "layers": list(loaded.layers),
             "activation_bytes": list(loaded.activation_bytes),

@@ -119,12 +119,14 @@ def measure_loading(
     capacity: int,
     repeats: int,
     target: Target | None = None,
+    key_file: str | None = None,
 ) -> LoadCost:
     """Open a bundle in ``repeats`` new processes, one after the other.
 
     Raises UserError if one of them can't open it.
     """
-    options = json.dumps({"capacity": capacity, "threads": threads, "target": target})
+    parameters = {"capacity": capacity, "threads": threads, "target": target, "key_file": key_file}
+    options = json.dumps(parameters)
     command = [sys.executable, "-m", "serving.fresh_load", str(bundle), options]
     figures = []
     for _ in range(repeats):

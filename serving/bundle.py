@@ -20,6 +20,7 @@ from serving.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+ENCRYPTION = "encryption.json"
 
 DType = Literal["float32", "float16", "bfloat16"]
 CacheDType = Literal["float32", "float16", "bfloat16", "int8"]
@@ -205,6 +206,9 @@ class Manifest(_Part):
 class Bundle:
     """An opened bundle: its directory and its manifest."""
 
+    bytes_in_memory = 0
+    """Bytes of its files that memory holds before an engine is opened."""
+
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
@@ -215,7 +219,11 @@ class Bundle:
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file that the manifest lists, or None if it doesn't list it."""
-        return self.path / name if name in self.manifest.files else None
+        return self.location(name) if name in self.manifest.files else None
+
+    def location(self, name: str) -> Path:
+        """Where the content of one of its files is read: in ``path`` unless it is encrypted."""
+        return self.path / name
 
 
 def file_info(path: Path) -> FileInfo:
@@ -225,12 +233,19 @@ def file_info(path: Path) -> FileInfo:
     return FileInfo(size=path.stat().st_size, sha256=digest)
 
 
-def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
+def open_bundle(
+    path: str | Path, verify: bool = True, key_file: str | Path | None = None
+) -> Bundle:
     """Read a bundle's manifest and check its files; ``verify`` compares checksums, not only sizes.
 
-    Raises UserError if ``path`` is not a bundle, was made by a newer export-llm or is damaged.
+    An encrypted bundle is opened with the key in ``key_file`` or the environment. Raises UserError
+    if ``path`` is not a bundle, was made by a newer export-llm or is damaged, or the key is wrong.
     """
     directory = Path(path)
+    if is_encrypted(directory):
+        from serving.encryption import open_encrypted
+
+        return open_encrypted(directory, verify, Path(key_file) if key_file else None)
     manifest = _read_manifest(directory)
     for name, expected in manifest.files.items():
         try:
@@ -243,6 +258,11 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
+def is_encrypted(directory: Path) -> bool:
+    """Whether a directory is a bundle that ``serve-llm encrypt`` made."""
+    return (directory / ENCRYPTION).is_file()
+
+
 def _read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise UserError(f"There is no bundle directory {str(directory)!r}: check the path.")
@@ -253,11 +273,22 @@ def _read_manifest(directory: Path) -> Manifest:
             "make a bundle from a checkpoint with export-llm."
         )
     try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{str(file)!r} can't be read ({error}): copy the bundle or export the model again."
-        ) from error
+        content = file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    return parse_manifest(directory, content)
+
+
+def parse_manifest(directory: Path, content: bytes) -> Manifest:
+    """Make a manifest of the ``content`` of ``bundle.json``, which is in ``directory``.
+
+    Raises UserError if it isn't one, or was made by a newer export-llm.
+    """
+    file = directory / MANIFEST
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise _unreadable(file, error) from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
@@ -273,6 +304,12 @@ def _read_manifest(directory: Path) -> Manifest:
             f"{str(file)!r} is not a valid manifest ({where}: {first['msg']}): "
             "export the model again."
         ) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{str(file)!r} can't be read ({error}): copy the bundle or export the model again."
+    )
 
 
 def _check_file(directory: Path, name: str, expected: FileInfo, verify: bool) -> None:

@@ -5,9 +5,12 @@ import click
 from serving.commands.bench import bench
 from serving.commands.chat import chat
 from serving.commands.doctor import doctor
+from serving.commands.encrypt import decrypt, encrypt
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
+from serving.commands.http import http
 from serving.commands.inspect import inspect
+from serving.commands.keys import keys
 from serving.commands.restore import restore
 
 
@@ -17,5 +20,5 @@ def main() -> None:
     """Run and look at bundles that export-llm made; needs no PyTorch."""
 
 
-for command in (generate, chat, bench, inspect, restore, doctor):
+for command in (generate, chat, http, bench, inspect, restore, encrypt, decrypt, keys, doctor):
     main.add_command(command)

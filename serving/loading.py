@@ -42,9 +42,10 @@ class EnginePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights and KV buffers."""
+        """Bytes of its weights, unless they are in memory already, and KV buffers."""
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
-        return self.engine.weight_bytes + self.rows * self.capacity * kv_bytes
+        weights = max(0, self.engine.weight_bytes - self.bundle.bytes_in_memory)
+        return weights + self.rows * self.capacity * kv_bytes
 
     @property
     def is_tensorrt(self) -> bool:
@@ -62,7 +63,7 @@ class EnginePlan:
         from serving.tensorrt.opening import kept_kernels
 
         return TensorrtEngine(
-            self.bundle.path / self.engine.file,
+            self.bundle.location(self.engine.file),
             self.bundle.manifest.graph,
             self.engine,
             slots=self.rows,
@@ -79,7 +80,7 @@ class EnginePlan:
                 "or export the model without --stages."
             )
         engine = OnnxRuntimeCudaEngine(
-            self.bundle.path / self.engine.file,
+            self.bundle.location(self.engine.file),
             self.bundle.manifest.graph,
             slots=self.rows,
             capacity=self.capacity,
@@ -95,7 +96,7 @@ class EnginePlan:
 
         engines = [
             OnnxRuntimeEngine(
-                self.bundle.path / file,
+                self.bundle.location(file),
                 self.bundle.manifest.graph,
                 slots=self.rows,
                 capacity=self.capacity,
@@ -122,6 +123,7 @@ def load(
     prefix_rows: int = 0,
     prepack: bool = False,
     verify: bool = True,
+    key_file: str | Path | None = None,
 ) -> Model:
     """Open a bundle for generation.
 
@@ -134,11 +136,13 @@ def load(
     at once. ``prefix_rows`` more rows of KV cache keep what ended sequences computed, for prompts
     that begin alike. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime
     faster, for time and memory when it is opened. ``verify`` compares the files' checksums first.
+    ``key_file`` has the key of encrypted bundles (default: EXPORT_LLM_BUNDLE_KEY in the
+    environment).
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     or the draft has other tokens.
     """
-    opened = open_bundle(bundle, verify)
+    opened = open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
     slots = _choose_slots(engine, slots)
     capacity = _choose_capacity(opened, engine, capacity)
@@ -149,7 +153,8 @@ def load(
         raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
     plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows)]
     if draft is not None:
-        plans.append(_plan_draft(open_bundle(draft, verify), plans[0], tokenizer))
+        draft_bundle = open_bundle(draft, verify, key_file)
+        plans.append(_plan_draft(draft_bundle, plans[0], tokenizer))
 
     _check_provider(provider, plans)
     engines = _open(plans, provider or "cpu", threads)

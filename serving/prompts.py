@@ -11,7 +11,7 @@ from serving.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from serving.chat import ChatTemplate, Message
+    from serving.chat import ChatTemplate, Message, Tool
 
 TokenIds = Sequence[int] | IntArray
 Prompt = str | TokenIds
@@ -37,7 +37,9 @@ class PromptEncoder:
         """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""
         return list(self.require_tokenizer().encode(text).ids)
 
-    def encode_chat(self, messages: Sequence["Message"]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence["Message"], tools: "Sequence[Tool] | None" = None
+    ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply.
 
         Raises UserError if the bundle has no chat template or the template refuses the messages.
@@ -47,7 +49,7 @@ class PromptEncoder:
                 "This bundle has no chat template: use generate with a plain prompt, or export a "
                 "checkpoint that has one."
             )
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, tools=tools)
         # The template writes the special tokens itself.
         return list(self.require_tokenizer().encode(text, add_special_tokens=False).ids)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.bundle import MANIFEST, EngineInfo, file_info, open_bundle
+from serving.bundle import MANIFEST, EngineInfo, file_info, is_encrypted, open_bundle
 from serving.errors import UserError
 from serving.stripped_engine import SUFFIX, restore
 
@@ -23,6 +23,10 @@ def restore_bundle(
     written, or the checkpoint isn't the one that it was made from.
     """
     directory = Path(bundle)
+    if is_encrypted(directory):
+        raise UserError(
+            f"{str(directory)!r} is encrypted: restore the bundle in clear and encrypt it then."
+        )
     opened = open_bundle(directory, verify)
     if not any(engine.stripped_from for engine in opened.manifest.engines):
         return []

@@ -59,7 +59,7 @@ class Scheduler:
         self.waiting = RequestQueue() if queue is None else queue
         self.active: list[Job] = []
         self.prefill: Prefill | None = None
-        self._decodes_next = False
+        self._has_run_chunk = False  # since the last decode step
 
     @property
     def is_idle(self) -> bool:
@@ -97,12 +97,13 @@ class Scheduler:
         """
         events: list[Event] = list(self._give_up_late())
         self._admit()
-        if self.prefill and (self._fills_slots_first or not self._decodes_next):
+        decodes = self.active and not self._fills_slots_first and self._has_run_chunk
+        if self.prefill and not decodes:
             events += self._run_chunk(self.prefill)
-            self._decodes_next = bool(self.active)
+            self._has_run_chunk = True
         elif self.active:
             events += self._decode()
-            self._decodes_next = False
+            self._has_run_chunk = False
         return events
 
     def run(self) -> Iterator[Event]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import bundle_argument, json_option, target_option, verify_option
+from serving.commands.options import (
+    bundle_argument,
+    json_option,
+    key_file_option,
+    target_option,
+    verify_option,
+)
 from serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +59,7 @@ def _contexts(_: click.Context, parameter: click.Parameter, value: str) -> tuple
 @target_option
 @click.option("--threads", type=int, help="Threads (default: the physical cores).")
 @verify_option
+@key_file_option
 @json_option
 def bench(
     bundle: Path,
@@ -62,6 +69,7 @@ def bench(
     target: "Target | None",
     threads: int | None,
     verify: bool,
+    key_file: Path | None,
     as_json: bool,
 ) -> None:
     """Measure the speed, the load time and the memory of BUNDLE on this machine."""
@@ -70,11 +78,12 @@ def bench(
     from serving.loading import choose_engine, load
     from serving.onnxruntime import physical_cores
 
-    opened = open_bundle(bundle, verify)
+    opened = open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
     capacity = _capacity(opened, engine, contexts, new_tokens)
     threads = physical_cores() if threads is None else threads
     options: dict[str, Any] = {"target": target, "capacity": capacity, "threads": threads}
+    options["key_file"] = None if key_file is None else str(key_file)
     with load(bundle, slots=1, **options, verify=False) as model:
         with _progress(len(contexts) * (repeats + 1)) as advance:
             speeds = measure_speed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import bundle_argument, json_option, verify_option
+from serving.commands.options import bundle_argument, json_option, key_file_option, verify_option
 
 if TYPE_CHECKING:
     from serving.bundle import LayerInfo, Manifest
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @click.command()
 @bundle_argument
 @verify_option
+@key_file_option
 @json_option
-def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+def inspect(bundle: Path, verify: bool, key_file: Path | None, as_json: bool) -> None:
     """Show what is in BUNDLE: model, engines, limits, parity and files."""
     from serving.bundle import open_bundle
 
-    manifest = open_bundle(bundle, verify).manifest
+    manifest = open_bundle(bundle, verify, key_file).manifest
     if as_json:
         per_token = {"kv_bytes_per_token": manifest.graph.kv_bytes_per_token}
         click.echo(json.dumps(manifest.model_dump(mode="json") | per_token))

@@ -28,6 +28,13 @@ def verify_option(command: Command) -> Command:
     return add_options(command, (click.option("--verify/--no-verify", default=True, help=text),))
 
 
+def key_file_option(command: Command) -> Command:
+    """Add --key-file."""
+    text = "Key of an encrypted bundle (default: EXPORT_LLM_BUNDLE_KEY in the environment)."
+    path = click.Path(path_type=Path)
+    return add_options(command, (click.option("--key-file", type=path, help=text),))
+
+
 def target_option(command: Command) -> Command:
     """Add --target."""
     choice = click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"])
@@ -46,6 +53,7 @@ class LoadOptions(TypedDict):
     prefill_chunk: int
     prepack: bool
     verify: bool
+    key_file: Path | None
 
 
 def model_options(command: Command) -> Command:
@@ -76,7 +84,7 @@ def model_options(command: Command) -> Command:
         metavar="BUNDLE",
         help="Draft tokens with this smaller model, which has the same tokens.",
     )
-    options = (generate_options, speculate, draft, load_options, verify_option)
+    options = (generate_options, speculate, draft, load_options, verify_option, key_file_option)
     return add_options(cast(Command, with_opening), options)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -65,7 +65,7 @@ class WorkerClient:
         self._supervisor = asyncio.create_task(self._supervise(opened))
         return await opened
 
-    async def generate(self, request: Request) -> AsyncIterator[Token]:
+    async def generate(self, request: Request) -> AsyncGenerator[Token]:
         """Yield the tokens of a request as they come; leaving early cancels it at once.
 
         Raises UserError for a request that can't be run or wasn't finished, and WorkerLostError.
@@ -102,7 +102,8 @@ class WorkerClient:
             return
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
-        self._supervisor = None
+        self._supervisor, self.opened = None, None
+        self._fail_streams()
 
     async def _supervise(self, first: "asyncio.Future[Opened]") -> None:
         """Run one worker after the other."""
