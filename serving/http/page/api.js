@@ -78,6 +78,6 @@ async function refusal(response) {
   }
   let message = error?.message ?? `The server refused the request with status ${status}.`;
   const wait = response.headers.get("Retry-After");
-  if (wait) message += ` Try again in ${wait} ${wait === "1" ? "second" : "seconds"}.`;
+  if (wait) message += ` The server asks to wait for ${wait} ${wait === "1" ? "second" : "seconds"}.`;
   return new ServerError(message, { status, code: error?.code });
 }

@@ -67,10 +67,11 @@ async function answer() {
     say(`The answer is complete: ${meter.summary()}.`);
   } catch (error) {
     const stopped = controller.signal.aborted;
-    turn.show(meter.summary(stopped ? "stopped" : "broken off"));
+    meter.ending = stopped ? "stopped" : "broken off";
     say(stopped ? "Stopped." : "");
     showError(stopped ? "" : error.message);
   }
+  turn.show(meter.summary());
   turn.growing = false;
   if (underWay !== controller) return; // a new conversation has begun
   setUnderWay(null);
@@ -78,16 +79,24 @@ async function answer() {
   turns.at(-1)?.offer({ Regenerate: regenerate });
 }
 
-/** Show the answer as it comes. */
+/** Show the answer as it comes. Tokens may come faster than frames: it is drawn once a frame. */
 async function receive(turn, meter, { path, body }, signal) {
   const response = await withApiKey(() => openStream(path, body, signal));
-  let ending = "";
-  for await (const { text, finishReason, usage } of pieces(response, signal)) {
-    if (text) meter.tick();
-    if (finishReason === "length") ending = "cut at the maximum";
-    meter.usage = usage;
-    turn.message.content += text;
-    turn.show(meter.summary(ending));
+  let frame = null;
+  const draw = () => {
+    frame = null;
+    turn.show(meter.summary());
+  };
+  try {
+    for await (const { text, finishReason, usage } of pieces(response, signal)) {
+      if (text) meter.tick();
+      if (finishReason === "length") meter.ending = "cut at the maximum";
+      meter.usage = usage;
+      turn.message.content += text;
+      frame ??= requestAnimationFrame(draw);
+    }
+  } finally {
+    cancelAnimationFrame(frame);
   }
 }
 

@@ -8,6 +8,7 @@ export class Meter {
     this.last = null;
     this.pieces = 0;
     this.usage = null;
+    this.ending = ""; // how the answer ended, if not by itself
   }
 
   /** Count a piece of text. The server sends one for each token that ends a character. */
@@ -18,11 +19,11 @@ export class Meter {
   }
 
   /**
-   * Return the figures as a line, and how the answer ended if `ending` says so.
+   * Return the figures as a line, which is empty before the first piece.
    *
    * Until the server has said its count, they are marked "about".
    */
-  summary(ending = "") {
+  summary() {
     if (this.first === null) return "";
     const tokens = this.usage?.completion_tokens ?? this.pieces;
     const about = this.usage ? "" : "about ";
@@ -33,7 +34,7 @@ export class Meter {
       parts.push(`${about}${significant((tokens - 1) / seconds)} tokens/s`);
     }
     parts.push(`first after ${significant((this.first - this.started) / 1000)} s`);
-    if (ending) parts.push(ending);
+    if (this.ending) parts.push(this.ending);
     return parts.join(" · ");
   }
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -65,7 +66,9 @@ class ChatPage:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.browser, SECONDS, 0.02).until(lambda _: condition())
+        """Wait until the condition is met; elements may disappear meanwhile."""
+        wait = WebDriverWait(self.browser, SECONDS, 0.02, [StaleElementReferenceException])
+        return wait.until(lambda _: condition())
 
     def choose(self, name: str, option: str) -> None:
         self.wait(lambda: self.element(name).find_elements(By.TAG_NAME, "option"))
@@ -85,9 +88,8 @@ class ChatPage:
 
     def press(self, label: str) -> None:
         """Press the last button that is called so."""
-        self.elements("button")
-        buttons = [b for b in self.elements("button") if b.is_displayed()]
-        [*_, button] = [b for b in buttons if b.accessible_name == label]
+        labelled = f"//button[normalize-space() = '{label}' or @aria-label = '{label}']"
+        [*_, button] = self.browser.find_elements(By.XPATH, labelled)
         button.click()
 
     @property
@@ -118,5 +120,5 @@ class ChatPage:
 
     @property
     def figures(self) -> str:
-        """The line of figures below the last message."""
-        return self.elements(".figures")[-1].text
+        """The line of figures below the last message, if there is one."""
+        return "".join(element.text for element in self.elements(".figures")[-1:])
