@@ -35,9 +35,12 @@ export function openStream(path, parameters, signal) {
  * Throws ServerError if the server reports one, or if the stream ends before its end is announced.
  */
 export async function* pieces(response, signal) {
+  let isComplete = false;
   try {
     for await (const data of eventData(response.body)) {
-      if (data === "[DONE]") return;
+      // To leave now would close the connection under the server's last bytes.
+      isComplete = data === "[DONE]";
+      if (isComplete) continue;
       const event = JSON.parse(data);
       if (event.error) throw new ServerError(event.error.message, event.error);
       const choice = event.choices[0];
@@ -51,7 +54,7 @@ export async function* pieces(response, signal) {
     if (signal.aborted || error instanceof ServerError) throw error;
     throw new ServerError(`The answer broke off (${error.message}): try again.`);
   }
-  throw new ServerError("The answer broke off before its end: try again.");
+  if (!isComplete) throw new ServerError("The answer broke off before its end: try again.");
 }
 
 async function request(path, options) {

@@ -1,6 +1,6 @@
 // The page: a conversation, and the one request that may be under way.
 
-import { listModels, openStream, pieces } from "./api.js";
+import { ServerError, listModels, openStream, pieces } from "./api.js";
 import { withApiKey } from "./api_key.js";
 import { Meter } from "./meter.js";
 import { parameters, systemMessages } from "./parameters.js";
@@ -25,6 +25,7 @@ async function start() {
   showMode();
   try {
     models = await withApiKey(listModels);
+    if (!models.length) throw new ServerError("There is no model here that you may use.");
     model.replaceChildren(...models.map(({ id }) => new Option(id, id)));
     showModel();
   } catch (error) {
@@ -33,12 +34,7 @@ async function start() {
 }
 
 function submit() {
-  if (underWay) return;
-  if (!settings.checkValidity()) {
-    showSettings(true);
-    settings.reportValidity();
-    return;
-  }
+  if (underWay || !settingsAreValid()) return;
   const content = message.value;
   const more = mode.value === "continue" && turns.length > 0;
   if (!content.trim() && !more) return;
@@ -48,8 +44,15 @@ function submit() {
 }
 
 function regenerate() {
+  if (!settingsAreValid()) return;
   turns.pop().remove();
   answer();
+}
+
+function settingsAreValid() {
+  if (settings.checkValidity()) return true;
+  showSettings(true);
+  return settings.reportValidity();
 }
 
 /** Let the model answer the conversation as it is. */
@@ -71,11 +74,11 @@ async function answer() {
     say(stopped ? "Stopped." : "");
     showError(stopped ? "" : error.message);
   }
-  turn.show(meter.summary());
   turn.growing = false;
+  turn.show(meter.summary());
   if (underWay !== controller) return; // a new conversation has begun
   setUnderWay(null);
-  if (!turn.message.content) withdraw();
+  if (meter.isEmpty) withdraw();
   turns.at(-1)?.offer({ Regenerate: regenerate });
 }
 

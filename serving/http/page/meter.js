@@ -18,13 +18,18 @@ export class Meter {
     this.pieces += 1;
   }
 
+  /** Whether nothing came: neither text nor, of an answer without any, the server's count. */
+  get isEmpty() {
+    return this.first === null && this.usage === null;
+  }
+
   /**
-   * Return the figures as a line, which is empty before the first piece.
+   * Return the figures as a line, which is empty before anything came.
    *
    * Until the server has said its count, they are marked "about".
    */
   summary() {
-    if (this.first === null) return "";
+    if (this.isEmpty) return "";
     const tokens = this.usage?.completion_tokens ?? this.pieces;
     const about = this.usage ? "" : "about ";
     const parts = [`${about}${count(tokens, "token")}`];
@@ -33,7 +38,9 @@ export class Meter {
     if (tokens > 1 && seconds > 0) {
       parts.push(`${about}${significant((tokens - 1) / seconds)} tokens/s`);
     }
-    parts.push(`first after ${significant((this.first - this.started) / 1000)} s`);
+    if (this.first !== null) {
+      parts.push(`first after ${significant((this.first - this.started) / 1000)} s`);
+    }
     if (this.ending) parts.push(this.ending);
     return parts.join(" · ");
   }

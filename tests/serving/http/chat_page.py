@@ -42,6 +42,7 @@ def headless_chromium(profile: Path) -> Iterator[Chrome]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options, Service(driver))
+    browser.set_script_timeout(SECONDS)
     try:
         yield browser
     finally:

@@ -110,6 +110,7 @@ def test_conversation_equals_the_api(page: ChatPage, server: Server) -> None:
         "seed": 7,
         "stop": ["zq", "j\nj"],
     }
+    disconnects = server.metric("serve_llm_disconnects_total")
     messages = [{"role": "system", "content": "be nice"}]
     shown = []
     for question in ("hello there", "and\nthen"):
@@ -130,6 +131,7 @@ def test_conversation_equals_the_api(page: ChatPage, server: Server) -> None:
         streaming = {"stream": True, "stream_options": {"include_usage": True}}
         assert server.requests[-2] == {**body, **streaming}
         messages.append({"role": "assistant", "content": expected})
+    assert server.metric("serve_llm_disconnects_total") == disconnects
     page.press("New conversation")
     assert page.turns == []
     assert page.browser.switch_to.active_element == page.message
@@ -258,6 +260,13 @@ def test_answer_is_shown_while_it_comes(page: ChatPage, server: Server) -> None:
     assert page.element("send").is_displayed()
 
 
+def test_empty_answer_is_an_answer(page: ChatPage, server: Server) -> None:
+    server.script.append(stream([ending(1)]))
+    page.send("go")
+    assert page.turns == [("You", "go"), ("Model", "")]
+    assert page.figures == "1 token · after 7 of the prompt"
+
+
 def test_text_of_a_model_stays_text(page: ChatPage, server: Server) -> None:
     text = f"{HOSTILE}\n\n```python\n{CODE}```\n\nthen **more**\n```\nopen"
     server.script.append(stream([*map(piece, text), ending(len(text))]))
@@ -373,8 +382,8 @@ def test_events_and_characters_may_be_split_anywhere(page: ChatPage) -> None:
             return data;
         })().then(done, (error) => done(String(error)));
     """
-    whole = "data: grün 日本 🙂\r\n\r\n: comment\nevent: x\ndata: a\ndata:b\n\ndata: [DONE]\n\n"
+    whole = "data: grün 日本\r\ndata: 🙂\r\n\r\n: comment\nevent: x\ndata:a\n\ndata: [DONE]\n\n"
     text = f"{whole}data: cut"
     for size in (1, 2, 3, 5, 7, 1000):
         data = page.browser.execute_async_script(script, list(text.encode()), size)
-        assert data == ["grün 日本 🙂", "a\nb", "[DONE]"], size
+        assert data == ["grün 日本\n🙂", "a", "[DONE]"], size
