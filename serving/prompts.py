@@ -35,7 +35,7 @@ class PromptEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""
-        return list(self.require_tokenizer().encode(text).ids)
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(
         self, messages: Sequence["Message"], tools: "Sequence[Tool] | None" = None
@@ -51,7 +51,7 @@ class PromptEncoder:
             )
         text = self.chat_template.render(messages, tools=tools)
         # The template writes the special tokens itself.
-        return list(self.require_tokenizer().encode(text, add_special_tokens=False).ids)
+        return self._encode(text, add_special_tokens=False)
 
     def ids(self, prompt: Prompt) -> IntArray:
         """Token ids [n] of a text, or those given, checked; raises UserError for bad ones."""
@@ -69,6 +69,18 @@ class PromptEncoder:
                     "it."
                 )
         return np.array(prompt, np.int64)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+            raise UserError(
+                f"The text has {text[error.start]!a} at position {error.start}, which is no "
+                "character: send valid Unicode."
+            ) from error
+        return list(
+            self.require_tokenizer().encode(text, add_special_tokens=add_special_tokens).ids
+        )
 
     def require_tokenizer(self) -> "Tokenizer":
         """The tokenizer; raises UserError if there is none."""

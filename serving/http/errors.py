@@ -1,12 +1,13 @@
 """Errors as OpenAI's API writes them, and which of them an exception becomes."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from serving.errors import EngineError, UserError
 from serving.http.schemas.answers import ErrorDocument
@@ -24,6 +25,18 @@ ErrorType = Literal[
 ]
 
 RETRY_SECONDS = 1
+
+# What OpenAI's API has and this server hasn't.
+_NOT_SUPPORTED = (
+    "audio",
+    "function_call",
+    "functions",
+    "moderation",
+    "prediction",
+    "reasoning_effort",
+    "verbosity",
+    "web_search_options",
+)
 
 # What every endpoint of the API may answer, for its OpenAPI description.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -65,9 +78,10 @@ class ApiError(Exception):
         return {"error": error}
 
     @property
-    def response(self) -> JSONResponse:
-        """The answer."""
-        return JSONResponse(self.document, self.status, self.headers)
+    def response(self) -> Response:
+        """The answer, in ASCII: what it quotes of a request may be no valid Unicode."""
+        body = json.dumps(self.document)
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 def invalid(param: str | None, message: str, code: str | None = None) -> ApiError:
@@ -104,20 +118,20 @@ def from_user_error(error: UserError, param: str | None = None) -> ApiError:
     return invalid(param, message)
 
 
-async def answer_api_error(request: Request, error: Exception) -> JSONResponse:
+async def answer_api_error(request: Request, error: Exception) -> Response:
     """Handle an ApiError."""
     assert isinstance(error, ApiError)
     request.state.record.error = error.code or error.kind
     return error.response
 
 
-async def answer_validation_error(request: Request, error: Exception) -> JSONResponse:
+async def answer_validation_error(request: Request, error: Exception) -> Response:
     """Handle a request that doesn't follow its schema: 400, and the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
     return await answer_api_error(request, _from_validation(error))
 
 
-async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def answer_http_exception(request: Request, error: Exception) -> Response:
     """Handle what Starlette and FastAPI refuse: unknown paths, methods, malformed JSON."""
     assert isinstance(error, HTTPException)
     messages = {
@@ -131,14 +145,14 @@ async def answer_http_exception(request: Request, error: Exception) -> JSONRespo
     )
 
 
-async def answer_unexpected_error(request: Request, _: Exception) -> JSONResponse:
+async def answer_unexpected_error(request: Request, _: Exception) -> Response:
     """Handle an error of this program; the log has it."""
     message = "The server had an error while processing your request. Sorry about that!"
     return await answer_api_error(request, ApiError(500, message, kind="server_error"))
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = min(error.errors(), key=_vagueness)
     kind, location = first["type"], first["loc"][1:]
     if kind == "json_invalid":
         return invalid(None, "We could not parse the JSON body of your request.")
@@ -148,6 +162,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
             None, "The request's body must be a JSON object, with content-type application/json."
         )
     match kind:
+        case "extra_forbidden" if param in _NOT_SUPPORTED:
+            return unsupported(param, f"Unsupported parameter: '{param}' is not supported here.")
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}"
             return invalid(param, message, "unknown_parameter")
@@ -155,6 +171,16 @@ def _from_validation(error: RequestValidationError) -> ApiError:
             message = f"Missing required parameter: '{param}'."
             return invalid(param, message, "missing_required_parameter")
     return invalid(param, f"Invalid value for '{param}': {first['msg']}.", "invalid_value")
+
+
+def _vagueness(error: Any) -> int:
+    """Of a union every member complains: the more general a complaint, the less it says."""
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return 3
+    if kind.endswith("_type"):
+        return 2
+    return 0 if kind == "literal_error" else 1
 
 
 def _path(body: Any, location: tuple[int | str, ...], is_missing: bool) -> str | None:

@@ -48,7 +48,8 @@ class Listening:
     def uvicorn_options(self, limits: RequestLimits) -> dict[str, Any]:
         """Parameters of uvicorn.Config.
 
-        uvicorn's own access log is off: it has each request's whole target, query included.
+        uvicorn makes no logs of its own (serving/http/logs.py): they have each request's whole
+        target, query included.
         """
         options: dict[str, Any] = {
             "host": self.host,
@@ -57,6 +58,7 @@ class Listening:
             "h11_max_incomplete_event_size": limits.header_bytes,
             "ws": "none",
             "access_log": False,
+            "log_config": None,
             "server_header": False,
         }
         if self.certificate is not None:

@@ -44,6 +44,10 @@ class Observing:
                 await answer.response(scope, receive, observed_send)
             else:
                 await self._app(scope, receive, observed_send)
+        except Exception:
+            # The application answers it further out, where this no longer sees it.
+            record.status, record.error = record.status or 500, "server_error"
+            raise
         finally:
             self._state.running -= is_api
             self._finish(scope, record)

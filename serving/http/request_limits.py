@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,8 +39,8 @@ class RequestLimits(BaseModel):
 class BodyLimits:
     """ASGI middleware: the application is called with a whole body, or not at all.
 
-    A body that is too large is answered with 413, one that takes too long with 408. Memory holds at
-    most ``body_bytes`` of each request.
+    Headers that are too large are answered with 431, a body that is too large with 413, one that
+    takes too long with 408. Memory holds at most ``body_bytes`` of each request.
     """
 
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
@@ -54,45 +53,59 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                body = await self._read(dict(scope["headers"]), receive)
-        except TimeoutError:
-            await _refuse(send, _too_slow(self._limits.body_seconds))
-            return
-        except _TooLargeError:
-            await _refuse(send, _too_large(self._limits.body_bytes))
-            return
+            self._check_headers(scope["headers"])
+            body = await self._read(dict(scope["headers"]), receive)
+        except _RefusedError as refusal:
+            await _refuse(send, refusal)
         except _DisconnectedError:
-            return
-        await self._app(scope, _Replayed(body, receive), send)
+            pass
+        else:
+            await self._app(scope, _Replayed(body, receive), send)
+
+    def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        # uvicorn limits what it keeps of headers that aren't complete; these came all at once.
+        most = self._limits.header_bytes
+        if sum(len(name) + len(value) for name, value in headers) > most:
+            message = f"The request's headers are larger than {most:,} bytes: send fewer."
+            raise _RefusedError(431, "headers_too_large", message)
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        most = self._limits.body_bytes
-        length = headers.get(b"content-length", b"0")  # the server has checked that it is a number
-        if int(length) > max(most, _DISCARDED_BYTES):
-            raise _TooLargeError
-        body, size = bytearray(), 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _DisconnectedError
-            part: bytes = message.get("body", b"")
-            size += len(part)
+        most, seconds = self._limits.body_bytes, self._limits.body_seconds
+        worth_reading = max(most, _DISCARDED_BYTES)
+        announced = int(headers.get(b"content-length", b"0"))  # the server checked the number
+        body, size, has_more = bytearray(), 0, True
+        if announced > worth_reading:
+            size = announced
+        try:
+            async with asyncio.timeout(seconds):
+                while has_more and size <= worth_reading:
+                    part, has_more = await _next_part(receive)
+                    size += len(part)
+                    if size <= most:
+                        body += part
+        except TimeoutError:
             if size <= most:
-                body += part
-            else:
-                body.clear()
-            if size > max(most, _DISCARDED_BYTES):
-                raise _TooLargeError
-            if not message.get("more_body", False):
-                break
+                message = f"The request's body took longer than {seconds:g} s: send it again."
+                raise _RefusedError(408, "body_timeout", message) from None
         if size > most:
-            raise _TooLargeError
+            message = f"The request's body is larger than {most:,} bytes: send less text."
+            raise _RefusedError(413, "body_too_large", message)
         return bytes(body)
 
 
-class _TooLargeError(Exception):
-    pass
+async def _next_part(receive: Receive) -> tuple[bytes, bool]:
+    """A part of the body, and whether more follows."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _DisconnectedError
+    return message.get("body", b""), message.get("more_body", False)
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
 
 
 class _DisconnectedError(Exception):
@@ -113,27 +126,10 @@ class _Replayed:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    status: int
-    code: str
-    message: str
-
-
-def _too_large(most: int) -> _Refusal:
-    message = f"The request's body is larger than {most:,} bytes: send less text."
-    return _Refusal(413, "body_too_large", message)
-
-
-def _too_slow(seconds: float) -> _Refusal:
-    message = f"The request's body did not arrive within {seconds:g} seconds: send it again."
-    return _Refusal(408, "body_timeout", message)
-
-
-async def _refuse(send: Send, refusal: _Refusal) -> None:
+async def _refuse(send: Send, refusal: _RefusedError) -> None:
     """Answer in the shape of OpenAI's errors, and close the connection: its body isn't read."""
     error = {
-        "message": refusal.message,
+        "message": str(refusal),
         "type": "invalid_request_error",
         "param": None,
         "code": refusal.code,

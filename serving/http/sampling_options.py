@@ -40,6 +40,8 @@ def generate_options(
         options["seed"] = body.seed % _SEEDS
     if body.stop:
         options["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+    if body.speculation == "draft" and not model.has_draft:
+        raise invalid("speculation", "This server has no draft model: take 'prompt-lookup'.")
     if body.min_tokens is not None:
         if max_new_tokens is not None and body.min_tokens > max_new_tokens:
             raise invalid("min_tokens", "'min_tokens' must not be above the most tokens asked for.")

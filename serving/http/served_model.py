@@ -42,6 +42,7 @@ class ServedModel:
         self.prompts: PromptEncoder = load_prompts(bundle)
         self.texts = TokenTexts(self.prompts.tokenizer)
         self.worker = WorkerClient(options)
+        self.has_draft = options.loading.get("draft") is not None
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)
 
@@ -90,8 +91,6 @@ class ServedModel:
             return self.prompts.ids(await asyncio.to_thread(encode, *arguments))
         except UserError as error:
             raise invalid(param, str(error)) from error
-        except UnicodeError as error:  # half of a surrogate pair, which JSON can spell
-            raise invalid(param, "The text isn't valid Unicode: send it as UTF-8.") from error
 
 
 class ServedModels:

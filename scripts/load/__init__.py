@@ -1,0 +1,1 @@
+"""Servers and engines under load: several streams at a time, measured in turns."""

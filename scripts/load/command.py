@@ -1,0 +1,185 @@
+"""The command line of scripts/bench_serving."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scripts.load.timing import Timeline, figures
+from scripts.peers.measuring import PAUSE_SECONDS, Prompts
+from scripts.peers.remote import ROOT, environment
+
+
+@dataclass
+class Contestant:
+    """What is put under load, and what came of it, by the number of streams."""
+
+    name: str
+    module: str
+    python: Path
+    settings: dict[str, Any]
+    rounds: dict[int, list[list[Timeline]]] = field(default_factory=dict)
+    version: str = ""
+    process: "subprocess.Popen[str] | None" = None
+
+    def start(self, stack: ExitStack, log: Path) -> None:
+        """Load it; raises ClickException if it can't be."""
+        command = [str(self.python), "-m", "scripts.load.worker", self.module]
+        self.process = subprocess.Popen(
+            [*command, json.dumps(self.settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stack.enter_context(log.open("a")),
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+        )
+        stack.callback(self._stop)
+        self.version = self._read(log)["version"]
+
+    def run(self, streams: int, prompts: list[list[int]], new_tokens: int) -> list[Timeline]:
+        """Let it serve a load."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        load = {"streams": streams, "prompts": prompts, "new_tokens": new_tokens}
+        print(json.dumps(load), file=self.process.stdin, flush=True)
+        return [Timeline(**timeline) for timeline in self._read(None)["timelines"]]
+
+    def _read(self, log: Path | None) -> dict[str, Any]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise click.ClickException(f"{self.name} ended: see {log or 'its log'}.")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _stop(self) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--llama-server", type=click.Path(exists=True, path_type=Path), help="The program.")
+@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="Its model.")
+@click.option("--openvino-python", type=click.Path(exists=True, path_type=Path))
+@click.option("--openvino-model", type=click.Path(exists=True, path_type=Path))
+@click.option("--streams", default="1,8", show_default=True, help="Numbers of clients.")
+@click.option("--requests", type=int, default=2, show_default=True, help="Of each client.")
+@click.option("--prompt-tokens", type=int, default=128, show_default=True)
+@click.option("--new-tokens", type=int, default=64, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--capacity", type=int, default=1024, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="A JSON file.")
+def main(
+    bundle: Path,
+    llama_server: Path | None,
+    gguf: Path | None,
+    openvino_python: Path | None,
+    openvino_model: Path | None,
+    streams: str,
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    threads: int,
+    capacity: int,
+    output: Path | None,
+) -> None:
+    """Put a BUNDLE's engine and server under load, in turns with the peers that are named."""
+    numbers = [int(number) for number in streams.split(",")]
+    common = {"threads": threads, "slots": max(numbers), "capacity": capacity}
+    contestants = [
+        Contestant(name, module, Path(sys.executable), {"model": str(bundle), **common})
+        for name, module in (("engine", "engine"), ("serve-llm http", "http_server"))
+    ]
+    if llama_server and gguf:
+        settings = {"model": str(gguf), "program": str(llama_server), **common}
+        contestants.append(
+            Contestant("llama-server", "llama_server", Path(sys.executable), settings)
+        )
+    if openvino_python and openvino_model:
+        settings = {"model": str(openvino_model), **common}
+        contestants.append(Contestant("OpenVINO", "openvino", openvino_python, settings))
+    vocab_size = json.loads((bundle / "bundle.json").read_text())["graph"]["vocab_size"]
+    prompts = Prompts(1, vocab_size)
+    with ExitStack() as stack:
+        for contestant in contestants:
+            contestant.start(stack, Path("bench_serving.log"))
+        for contestant, number, timelines in _rounds(
+            contestants, numbers, prompts, requests, prompt_tokens, new_tokens, repeats
+        ):
+            contestant.rounds.setdefault(number, []).append(timelines)
+    document = {
+        "bundle": bundle.name,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.processor() or platform.machine(),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "requests_per_stream": requests,
+        "repeats": repeats,
+        **common,
+        "contestants": [_result(contestant) for contestant in contestants],
+    }
+    if output:
+        output.write_text(json.dumps(document, indent=1) + "\n")
+    for line in _lines(contestants):
+        click.echo(line)
+
+
+def _rounds(
+    contestants: Sequence[Contestant],
+    numbers: list[int],
+    prompts: Prompts,
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+) -> Iterator[tuple[Contestant, int, list[Timeline]]]:
+    """Every contestant serves the same load in each round, beginning with another one."""
+    for contestant in contestants:  # warmed up, not counted
+        contestant.run(max(numbers), [prompts.next(prompt_tokens) for _ in numbers], 4)
+    for round_number in range(repeats):
+        first = round_number % len(contestants)
+        for number in numbers:
+            load = [prompts.next(prompt_tokens) for _ in range(number * requests)]
+            for contestant in [*contestants[first:], *contestants[:first]]:
+                time.sleep(PAUSE_SECONDS)
+                yield contestant, number, contestant.run(number, load, new_tokens)
+
+
+def _result(contestant: Contestant) -> dict[str, Any]:
+    loads = {number: asdict(figures(rounds)) for number, rounds in contestant.rounds.items()}
+    return {"name": contestant.name, "version": contestant.version, "streams": loads}
+
+
+def _lines(contestants: Sequence[Contestant]) -> Iterator[str]:
+    """A line for each contestant and load: rates, and milliseconds."""
+    yield "contestant, streams: tokens/s, times one stream; first token p50, p99; gap p50, p99, max"
+    for contestant in contestants:
+        alone = figures(contestant.rounds[min(contestant.rounds)]).tokens_per_second
+        for number, rounds in contestant.rounds.items():
+            f = figures(rounds)
+            latencies = [f.first_token_median, f.first_token_99th, f.gap_median, f.gap_99th]
+            milliseconds = [f"{1000 * value:.0f}" for value in [*latencies, f.gap_longest]]
+            yield (
+                f"{contestant.name}, {number}: {f.tokens_per_second:.1f}, "
+                f"{f.tokens_per_second / alone:.2f}; {', '.join(milliseconds[:2])}; "
+                f"{', '.join(milliseconds[2:])} ms"
+            )
