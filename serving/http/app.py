@@ -5,15 +5,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 from serving.errors import UserError
-from serving.http import chat, completions, models, operations
+from serving.http import chat, completions, models, operations, page_files
 from serving.http.errors import (
     ApiError,
     answer_api_error,
@@ -24,9 +22,6 @@ from serving.http.errors import (
 from serving.http.observing import Observing
 from serving.http.request_limits import BodyLimits
 from serving.http.state import ServerState
-
-# The chat page, which needs no building.
-_PAGE = Path(__file__).parent / "page"
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +36,8 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = state
-    for router in (models.router, chat.router, completions.router, operations.router):
-        app.include_router(router)
-    if _PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=_PAGE, html=True))
+    for endpoints in (models, chat, completions, operations, page_files):
+        app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_exception)

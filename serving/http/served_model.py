@@ -56,6 +56,7 @@ class ServedModel:
             "created": self.fingerprint.created,
             "owned_by": "export-llm",
             "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
+            "has_chat_template": self.prompts.chat_template is not None,
         }
 
     @property

@@ -125,13 +125,17 @@ class ChatCompletion(TypedDict):
 
 
 class Model(TypedDict):
-    """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded."""
+    """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded.
+
+    One without a chat template only takes completions.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int | None
+    has_chat_template: bool
 
 
 class ModelList(TypedDict):
