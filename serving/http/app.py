@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from serving.errors import UserError
-from serving.http import chat, completions, models, operations, page_files
+from serving.http import chat, completions, embeddings, models, operations, page_files
 from serving.http.errors import (
     ApiError,
     answer_api_error,
@@ -36,7 +36,7 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = state
-    for endpoints in (models, chat, completions, operations, page_files):
+    for endpoints in (models, chat, completions, embeddings, operations, page_files):
         app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
