@@ -3,15 +3,20 @@
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from serving.decoding import Event, Failure, Token
+from serving.decoding import Failure, Token
+from serving.embedding import Embedded
+from serving.engine import FloatArray
 from serving.errors import EngineError, UserError
+from serving.scheduler import Outcome
 from serving.worker.messages import (
     Cancel,
+    EmbedRequest,
     Load,
     NotOpened,
     Opened,
@@ -28,6 +33,14 @@ from serving.worker.process import work
 PAUSES = (0.0, 1.0, 5.0, 30.0)
 
 
+# So many tokens may wait for whoever reads a stream; then it is given up, and its slot is free.
+BACKLOG = 8192
+
+
+class SlowReaderError(UserError):
+    """A stream wasn't read for so long that it was given up."""
+
+
 class WorkerLostError(EngineError):
     """The worker ended while it worked on a request, or is being started."""
 
@@ -40,7 +53,7 @@ class WorkerClient:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._streams: dict[int, asyncio.Queue[Event]] = {}
+        self._streams: dict[int, asyncio.Queue[Outcome]] = {}
         self._indices = count()
         self._supervisor: asyncio.Task[None] | None = None
         self._pipe: Connection | None = None
@@ -65,22 +78,35 @@ class WorkerClient:
         self._supervisor = asyncio.create_task(self._supervise(opened))
         return await opened
 
-    async def generate(self, request: Request) -> AsyncIterator[Token]:
+    async def generate(self, request: Request) -> AsyncGenerator[Token]:
         """Yield the tokens of a request as they come; leaving early cancels it at once.
 
         Raises UserError for a request that can't be run or wasn't finished, and WorkerLostError.
         """
+        async with aclosing(self._outcomes(request)) as outcomes:
+            async for outcome in outcomes:
+                assert isinstance(outcome, Token)
+                yield outcome
+
+    async def embed(self, request: EmbedRequest) -> FloatArray:
+        """Return the vector float32 [hidden] of a prompt; raises as ``generate`` does."""
+        async with aclosing(self._outcomes(request)) as outcomes:
+            outcome = await anext(outcomes)
+        assert isinstance(outcome, Embedded)
+        return outcome.vector
+
+    async def _outcomes(self, request: Request | EmbedRequest) -> AsyncGenerator[Token | Embedded]:
         if self.opened is None:
             raise WorkerLostError("The engine is being started again: try again in some seconds.")
         index = next(self._indices)
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Outcome] = asyncio.Queue()
         self._streams[index] = events
         has_ended = False
         try:
             self._send(Submit(index, request))
             while not has_ended:
                 event = await events.get()
-                has_ended = isinstance(event, Failure) or event.finish_reason is not None
+                has_ended = not isinstance(event, Token) or event.finish_reason is not None
                 if isinstance(event, Failure):
                     raise event.error
                 yield event
@@ -102,7 +128,8 @@ class WorkerClient:
             return
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
-        self._supervisor = None
+        self._supervisor, self.opened = None, None
+        self._fail_streams()
 
     async def _supervise(self, first: "asyncio.Future[Opened]") -> None:
         """Run one worker after the other."""
@@ -151,8 +178,13 @@ class WorkerClient:
     def _deliver(self, progress: Progress) -> None:
         self.load = progress.load
         for event in progress.events:
-            if event.index in self._streams:  # else nobody waits for it any more
-                self._streams[event.index].put_nowait(event)
+            stream = self._streams.get(event.index)
+            if stream is None:  # nobody waits for it any more
+                continue
+            stream.put_nowait(event)
+            if stream.qsize() == BACKLOG:
+                self._send(Cancel(event.index))
+                stream.put_nowait(Failure(event.index, _slow_reader()))
 
     def _fail_streams(self) -> None:
         for index, stream in self._streams.items():
@@ -168,6 +200,13 @@ class WorkerClient:
                 self._pipe.send(message)
             except (BrokenPipeError, OSError):
                 return
+
+
+def _slow_reader() -> SlowReaderError:
+    return SlowReaderError(
+        f"{BACKLOG} tokens of the stream are waiting to be read, and it was ended: read faster or "
+        "ask for fewer tokens."
+    )
 
 
 def _read(

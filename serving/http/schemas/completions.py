@@ -1,0 +1,23 @@
+"""Requests to ``/v1/completions``."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from serving.http.schemas.common import MOST_CHOICES, GenerationRequest, TopLogprobs
+from serving.http.schemas.prompts import Prompts, prompts_of
+
+
+class CompletionRequest(GenerationRequest):
+    """Texts or token ids to go on with."""
+
+    prompt: Prompts
+    logprobs: TopLogprobs | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    suffix: str | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids."""
+        return prompts_of(self.prompt)
