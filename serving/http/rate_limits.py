@@ -58,8 +58,8 @@ class TokenBucket:
         return math.ceil(missing / self._rate) if missing > _ROUNDING else 0
 
     def take(self, amount: float, now: float) -> None:
-        """Take out what is there, or with a negative amount put back."""
-        self._level = min(self.per_minute, self.level(now) - amount)
+        """Take out so much, or with a negative amount put back."""
+        self._level = self.level(now) - amount
 
     @property
     def _rate(self) -> float:
