@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common
 from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
 from engines.passes.block_quantized_weights import lower_block_quantized_weights
 from engines.passes.device_lengths import keep_lengths_on_device
+from engines.passes.embeddings import expose_embeddings
 from engines.passes.gated_activations import fuse_gated_activations
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
@@ -26,6 +27,7 @@ PASSES = (
     fuse_transposed_weights,
     widen_bfloat16_arithmetic,
     fuse_gated_activations,
+    expose_embeddings,
 )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.scoring import perplexity, softmax_parts
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
@@ -105,12 +107,10 @@ class QualityTally:
         if len(kl) == 0:
             nothing = float("nan")
             return Quality(0, nothing, nothing, nothing, nothing, 0.0, 0)
-        with np.errstate(over="ignore"):
-            reference, engine = np.exp(np.array([self._reference_loss, self._loss]) / len(kl))
         return Quality(
             tokens=len(kl),
-            reference_perplexity=float(reference),
-            perplexity=float(engine),
+            reference_perplexity=perplexity(self._reference_loss / len(kl)),
+            perplexity=perplexity(self._loss / len(kl)),
             mean_kl=float(kl.mean()),
             # Between two positions the worse one counts, which keeps infinities what they are.
             kl_99=float(np.quantile(kl, 0.99, method="higher")),
@@ -128,8 +128,8 @@ class QualityTally:
             reference, engine = reference[finite], engine[finite]
             next_tokens = next_tokens[finite]
         self._agreed += int((reference.argmax(axis=1) == engine.argmax(axis=1)).sum())
-        theirs, weights, total = _softmax_parts(reference)
-        ours, _, our_total = _softmax_parts(engine)
+        theirs, weights, total = softmax_parts(reference)
+        ours, _, our_total = softmax_parts(engine)
         rows = np.arange(len(next_tokens))
         log_total, our_log_total = np.log(total), np.log(our_total)
         self._reference_loss += float((log_total - theirs[rows, next_tokens]).sum())
@@ -146,10 +146,3 @@ def _finite_rows(logits: Floats) -> npt.NDArray[np.bool_]:
     extremes = np.stack([logits.min(axis=1), logits.max(axis=1)])
     finite: npt.NDArray[np.bool_] = np.isfinite(extremes).all(axis=0)
     return finite
-
-
-def _softmax_parts(logits: Floats) -> tuple[Floats, Floats, Doubles]:
-    """Logits less their maximum, the exponentials of those, and the float64 sums of these."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    weights = np.exp(shifted)
-    return shifted, weights, weights.sum(axis=1, dtype=np.float64)

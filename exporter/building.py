@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from engines import onnxruntime as onnxruntime_target
 from engines.linears import find_linears
+from engines.passes.embeddings import last_hidden_states
 from engines.passes.joined_ranks import join_ranks
 from engines.passes.sizes import static_size
 from engines.passes.tensor_parallel import split_into_ranks
@@ -27,6 +28,7 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
     pasts = [value for value in graph.inputs if (value.name or "").startswith("past_key_values.")]
     linears = list(find_linears(model))
     windows = attention_windows(model, len(pasts) // 2)
+    states = last_hidden_states(model) if "onnxruntime" in plan.targets else None
     layers = (
         LayerInfo(
             kv_heads=static_size(key, 1),
@@ -45,6 +47,7 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
         integer_activations=any(_is_dequantized(linear.source) for linear in linears),
         layers=tuple(layers),
         max_length=plan.max_length,
+        hidden_size=static_size(states, 2) if states is not None else None,
     )
 
 

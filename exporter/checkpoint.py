@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,30 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
         raise UserError(f"{checkpoint.name} can't be loaded: {_first_line(error)}.") from error
     _refuse_unaccounted(checkpoint, info)
     return LoadedModel(model.eval(), _unused(model, checkpoint))
+
+
+def refuse_non_finite(checkpoint: Checkpoint, unused: Collection[str]) -> None:
+    """Raise UserError, with its name, for a stored weight that has NaN or infinite values.
+
+    ``unused`` are stored tensors that don't matter. Every file is mapped anew and let go of again,
+    for the pages of the loaded model count as memory once they were read.
+    """
+    for file in sorted(set(checkpoint.files.values())):
+        with safe_open(checkpoint.directory / file, framework="pt") as opened:
+            for name in sorted(n for n, place in checkpoint.files.items() if place == file):
+                if name not in unused and not _is_finite(opened.get_tensor(name)):
+                    raise UserError(
+                        f"{name} has values that are NaN or infinite: get {file} of "
+                        f"{checkpoint.name} again, or repair the checkpoint."
+                    )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are; integers and floats of 8 bits aren't looked at."""
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or not tensor.numel():
+        return True
+    # NaN wins over all other numbers. One pass, and no copy of the tensor.
+    return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def packed_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, PackedWeight]]:

@@ -23,7 +23,7 @@ from engines.tensorrt.options import BuildOptions
 from exporter.attention import UntraceableError
 from exporter.building import build_engines, graph_info, write_uncompressed
 from exporter.calibration_windows import TokenWindows, token_windows
-from exporter.checkpoint import Checkpoint, find_checkpoint, load
+from exporter.checkpoint import Checkpoint, find_checkpoint, load, refuse_non_finite
 from exporter.compression import compress
 from exporter.float16_range import keep_in_range
 from exporter.gate import Subject, check_parity, explain_breach, lowering_breach
@@ -262,6 +262,7 @@ def _check_quality(
 
 def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     loaded = load(checkpoint, DTYPES[plan.dtype])
+    refuse_non_finite(checkpoint, loaded.unused)
     model = loaded.model
     try:
         graph = trace_unrolled(model, list(plan.cache))

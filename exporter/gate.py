@@ -13,8 +13,10 @@ from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
 from exporter.bisect import first_differing_module
 from exporter.calibration_windows import LENGTH
 from exporter.checkpoint import Checkpoint, load
+from exporter.embedding_parity import reference_embeddings
 from exporter.parity import (
     Floats,
+    Measure,
     ParityReport,
     compare,
     merged,
@@ -32,6 +34,7 @@ from serving.pipeline import PipelineEngine
 
 CAPACITY = LENGTH  # tokens; what the quality gate uses, and more than this one
 _LOWERING_TOKENS = 64
+_MEASURES: tuple[Measure, ...] = (reference_logits, reference_embeddings)
 
 
 @dataclass(frozen=True)
@@ -113,29 +116,41 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
         with subject.open(slots=len(prompts), capacity=capacity) as engine:
             runs.append(run_engine(engine, prompts, capacity))
         del engine
-    lower, share = [], 1.0
+    lower, share = None, 1.0
     if plan.dtype != "float32":
-        lower = _logits_in(DTYPES[plan.dtype], checkpoint, prompts)
-        if plan.dtype == "float16" and not all(np.isfinite(logits).all() for logits in lower):
+        lower = _measured_in(DTYPES[plan.dtype], checkpoint, prompts)
+        if plan.dtype == "float16" and not all(np.isfinite(logits).all() for logits in lower[0]):
             # transformers has no float32 islands. bfloat16 has the range of float32, and 3 bits
             # fewer than float16.
-            lower, share = _logits_in(torch.bfloat16, checkpoint, prompts), 1 / 8
+            lower, share = _measured_in(torch.bfloat16, checkpoint, prompts), 1 / 8
     reference = load(checkpoint, torch.float32).model
-    rounding = share * rounding_error(reference, prompts, lower) if lower else None
+    rounding: list[float | None] = [None] * len(_MEASURES)
+    if lower is not None:
+        rounding = [
+            share * rounding_error(reference, prompts, found, measure)
+            for found, measure in zip(lower, _MEASURES, strict=True)
+        ]
+    logits, embeddings = rounding
     return merged(
         [
-            compare(run, reference, engine=subject.describe(), rounding=rounding)
+            compare(
+                run,
+                reference,
+                engine=subject.describe(),
+                rounding=logits,
+                embedding_rounding=embeddings,
+            )
             for subject, run in zip(subjects, runs, strict=True)
         ]
     )
 
 
-def _logits_in(
+def _measured_in(
     dtype: torch.dtype, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]
-) -> list[Floats]:
-    """Logits [positions, vocab] of each prompt by transformers in another type."""
+) -> list[list[Floats]]:
+    """Logits and embeddings [positions, ...] of each prompt by transformers in another type."""
     rounded = load(checkpoint, dtype).model
-    return [reference_logits(rounded, prompt) for prompt in prompts]
+    return [[measure(rounded, prompt) for prompt in prompts] for measure in _MEASURES]
 
 
 def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:

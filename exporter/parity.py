@@ -5,7 +5,7 @@ transformers computes every position of the resulting sequences in one pass each
 choice agrees at each position, its own greedy decoding gives the same tokens, by induction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +14,15 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from serving.engine import Engine
+from exporter.embedding_parity import (
+    EmbeddingParity,
+    compare_embeddings,
+    reference_embeddings,
+)
+from serving.engine import EmbeddingEngine, Engine
 
 Floats = npt.NDArray[np.float32]
+Measure = Callable[[PreTrainedModel, Sequence[int]], Floats]
 
 PROMPT_LENGTHS = (23, 9, 16)
 NEW_TOKENS = 64
@@ -27,13 +33,17 @@ MAX_ERROR, MEAN_ERROR = 2e-4, 2e-5
 
 @dataclass(frozen=True)
 class EngineRun:
-    """What the engine did with one prompt: logits are float32 [positions, vocab]."""
+    """What the engine did with one prompt: logits are float32 [positions, vocab].
+
+    ``embeddings`` are the prompt's last hidden states [positions, hidden], if it gives them.
+    """
 
     prompt: list[int]
     tokens: list[int]
     prefill: Floats
     chunked: Floats
     decode: Floats
+    embeddings: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class ParityReport:
     greedy_tokens: int
     comparisons: tuple[Comparison, ...]
     divergence: Divergence | None
+    embeddings: EmbeddingParity | None = None
 
     @property
     def passed(self) -> bool:
@@ -94,6 +105,11 @@ class ParityReport:
                 f", greedy decoding diverges at token {self.divergence.position} of prompt "
                 f"{self.divergence.prompt}"
             )
+        if self.embeddings is not None and not self.embeddings.passed:
+            text += (
+                f", embeddings differ by up to {self.embeddings.max_error:.3g} "
+                f"({self.embeddings.tolerance_max:.3g} allowed)"
+            )
         return text
 
 
@@ -113,6 +129,7 @@ def merged(reports: Sequence[ParityReport]) -> ParityReport:
         greedy_tokens=min(report.greedy_tokens for report in reports),
         comparisons=tuple(comparisons),
         divergence=failed.divergence,
+        embeddings=failed.embeddings or first.embeddings,
     )
 
 
@@ -148,18 +165,25 @@ def run_engine(
             prefill[row],
             chunked[row],
             np.stack(decoded[row]) if decoded[row] else empty,
+            _embeddings(engine, prompt, row),
         )
         for row, prompt in enumerate(prompts)
     ]
 
 
 def compare(
-    runs: Sequence[EngineRun], model: PreTrainedModel, *, engine: str, rounding: float | None = None
+    runs: Sequence[EngineRun],
+    model: PreTrainedModel,
+    *,
+    engine: str,
+    rounding: float | None = None,
+    embedding_rounding: float | None = None,
 ) -> ParityReport:
     """Compare what the engine did with ``model`` in float32.
 
-    ``rounding`` is the largest difference that the engine's lower precision makes in transformers
-    itself; None stands for float32, whose tolerance is a share of the largest logit.
+    ``rounding`` is the largest difference of logits that the engine's lower precision makes in
+    transformers itself, and ``embedding_rounding`` that of embeddings; None stands for float32,
+    whose tolerance is a share of the largest value.
     """
     tallies = {name: _Tally() for name in ("prefill", "chunked prefill", "ragged decode")}
     largest, divergence = 0.0, None
@@ -177,10 +201,12 @@ def compare(
         limit, mean_limit = 4 * rounding, rounding
     # A choice between two tokens closer than the tolerance is a tie, not a divergence.
     diverged = divergence is not None and divergence.margin > limit
+    embeddings = _compare_embeddings(runs, model, embedding_rounding)
+    alike = embeddings is None or embeddings.passed
     close = all(c.max_error <= limit and c.mean_error <= mean_limit for c in comparisons)
     lengths = ", ".join(str(len(run.prompt)) for run in runs)
     return ParityReport(
-        status="passed" if close and not diverged else "failed",
+        status="passed" if close and alike and not diverged else "failed",
         reference=f"transformers float32, {len(runs)} prompts of {lengths} tokens",
         engine=engine,
         tolerance_max=limit,
@@ -189,7 +215,20 @@ def compare(
         greedy_tokens=min(len(run.tokens) for run in runs),
         comparisons=comparisons,
         divergence=divergence,
+        embeddings=embeddings,
     )
+
+
+def _compare_embeddings(
+    runs: Sequence[EngineRun], model: PreTrainedModel, rounding: float | None
+) -> EmbeddingParity | None:
+    """Compare the embeddings of all prompts, if the engine gave them."""
+    ours = [run.embeddings for run in runs if run.embeddings is not None]
+    if not ours:
+        return None
+    references = [reference_embeddings(model, run.prompt) for run in runs]
+    shares = MAX_ERROR, MEAN_ERROR
+    return compare_embeddings(ours, references, shares=shares, rounding=rounding)
 
 
 def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
@@ -202,15 +241,18 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
 
 
 def rounding_error(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], lower: Sequence[Floats]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    lower: Sequence[Floats],
+    measure: Measure = reference_logits,
 ) -> float:
-    """Largest difference in logits that a lower precision makes within transformers.
+    """Largest difference that a lower precision makes within transformers.
 
-    ``lower`` has ``reference_logits`` of each prompt in that precision.
+    ``lower`` has what ``measure`` finds of each prompt in that precision.
     """
     return max(
-        float(np.abs(reference_logits(model, prompt) - logits).max())
-        for prompt, logits in zip(prompts, lower, strict=True)
+        float(np.abs(measure(model, prompt) - found).max())
+        for prompt, found in zip(prompts, lower, strict=True)
     )
 
 
@@ -221,6 +263,17 @@ def _prefill(engine: Engine, prompt: Sequence[int], slot: int, chunk: int) -> Fl
         positions = np.arange(ids.shape[1], dtype=np.int64)[None]
         past = np.array([start], dtype=np.int64)
         parts.append(engine.step(ids, past, positions, first_slot=slot)[0].copy())
+    return np.concatenate(parts)
+
+
+def _embeddings(engine: Engine, prompt: Sequence[int], slot: int) -> Floats | None:
+    """The last hidden states of a prompt that is run in chunks, if the engine gives them."""
+    if not isinstance(engine, EmbeddingEngine) or engine.hidden_size is None:
+        return None
+    parts = [
+        engine.embed(np.array([prompt[start : start + CHUNK]]), np.array([start]), slot)[0]
+        for start in range(0, len(prompt), CHUNK)
+    ]
     return np.concatenate(parts)
 
 

@@ -131,7 +131,15 @@ def _parity_lines(parity: ParityReport) -> list[str]:
         f"{c.top1_agreement:.2%} |"
         for c in parity.comparisons
     ]
-    return [*lines, "", _greedy_line(parity)]
+    lines += ["", _greedy_line(parity)]
+    if (e := parity.embeddings) is not None:
+        lines += [
+            "",
+            f"Embeddings differ by {e.max_error:.2g} at most ({e.tolerance_max:.2g} allowed) and "
+            f"by {e.mean_error:.2g} on average ({e.tolerance_mean:.2g}) over {e.positions} "
+            f"positions; the largest value is {e.largest:.3g}.",
+        ]
+    return lines
 
 
 def _greedy_line(parity: ParityReport) -> str:

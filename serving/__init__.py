@@ -7,15 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from serving.constraints import Constraint
     from serving.decoding import Token
     from serving.errors import UserError
     from serving.generation import Generation, Model
     from serving.loading import load
     from serving.sampling import LogProbs, SamplingParameters
 
-__all__ = ["Generation", "LogProbs", "Model", "SamplingParameters", "Token", "UserError", "load"]
+__all__ = [
+    "Constraint",
+    "Generation",
+    "LogProbs",
+    "Model",
+    "SamplingParameters",
+    "Token",
+    "UserError",
+    "load",
+]
 
 _HOMES = {
+    "Constraint": "constraints",
     "Generation": "generation",
     "LogProbs": "sampling",
     "Model": "generation",

@@ -69,7 +69,7 @@ class GraphInfo(_Part):
     """The decoder graph; ``dtype`` is the type of its logits, and of its KV cache if unquantised.
 
     Scales of a quantised cache are constants of the graph. ``integer_activations`` are those of
-    linear layers.
+    linear layers. ``hidden_size`` is the width of its embeddings; None where it gives none.
     """
 
     contract_version: PositiveInt
@@ -80,6 +80,7 @@ class GraphInfo(_Part):
     integer_activations: bool = False
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
     max_length: PositiveInt
+    hidden_size: PositiveInt | None = None
 
     @property
     def is_quantized(self) -> bool:

@@ -5,6 +5,7 @@ import click
 from serving.commands.bench import bench
 from serving.commands.chat import chat
 from serving.commands.doctor import doctor
+from serving.commands.embed import embed
 from serving.commands.encrypt import decrypt, encrypt
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
@@ -12,6 +13,7 @@ from serving.commands.http import http
 from serving.commands.inspect import inspect
 from serving.commands.keys import keys
 from serving.commands.restore import restore
+from serving.commands.score import score
 
 
 @click.group(cls=CommandGroup)
@@ -20,5 +22,20 @@ def main() -> None:
     """Run and look at bundles that export-llm made; needs no PyTorch."""
 
 
-for command in (generate, chat, http, bench, inspect, restore, encrypt, decrypt, keys, doctor):
+COMMANDS = (
+    generate,
+    chat,
+    score,
+    embed,
+    http,
+    bench,
+    inspect,
+    restore,
+    encrypt,
+    decrypt,
+    keys,
+    doctor,
+)
+
+for command in COMMANDS:
     main.add_command(command)

@@ -8,8 +8,11 @@ Inputs
 
 Outputs
     logits               T [batch, n, vocab]
+    embeddings           T or float32 [batch, sequence, hidden]     not in every graph
     present.{i}.key, .value                          as the past, and at the same address
 
+``embeddings`` are the last hidden states of all new tokens: what the language model head gets of
+``logits_positions``, so that the head needn't run on the others.
 T is float32, float16 or bfloat16; C is T, or int8 where the cache is quantised.
 
 A stage of a pipeline has the inputs and outputs of its own layers, under the same numbers.
@@ -27,6 +30,7 @@ INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
+EMBEDDINGS = "embeddings"
 _HIDDEN = "hidden_states."
 
 # The graph for ONNX Runtime on CUDA, beside model.onnx, whose weights it reads.

@@ -50,7 +50,13 @@ class CudaBuffer:
         self.address = self._memory.address
         self.nbytes = self._memory.nbytes
 
-    def move(self, from_slot: int, to_slot: int, length: int) -> None:  # noqa: ARG002
+    def move(
+        self,
+        from_slot: int,
+        to_slot: int,
+        length: int,  # noqa: ARG002
+        start: int = 0,  # noqa: ARG002
+    ) -> None:
         """Copy one slot to another: the whole row, for that is a single copy."""
         row = self.nbytes // self.shape[0]
         base = self.address

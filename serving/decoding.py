@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from serving.constraints import Matcher
 from serving.detokenizer import Detokenizer, StopStrings, Vocabulary
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import EngineError, UserError
@@ -20,7 +21,6 @@ from serving.sampling import (
 )
 
 FinishReason = Literal["stop", "length"]
-ContextOverflow = Literal["refuse", "truncate", "slide"]
 SpeculationMethod = Literal["prompt-lookup", "draft"]
 
 # The first tokens of a text stay when its context slides: attention gathers there whatever they
@@ -90,7 +90,8 @@ class Draft:
 class Sequence:
     """One prompt and what was generated from it so far.
 
-    ``adapter`` is the number of the LoRA adapter that it is computed with, 0 for none.
+    A ``matcher`` constrains what comes. ``adapter`` is the number of the LoRA adapter that it is
+    computed with, 0 for none.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Sequence:
         vocabulary: Vocabulary | None,
         *,
         speculation: SpeculationMethod | None = None,
+        matcher: Matcher | None = None,
         adapter: int = 0,
     ) -> None:
         room = limits.capacity - len(prompt_ids)
@@ -110,6 +112,7 @@ class Sequence:
         self.sampling = sampling
         self.limits = limits
         self.speculation = speculation
+        self.matcher = matcher
         self.adapter = adapter
         self._most = most if limits.slides else min(room, most)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
@@ -186,6 +189,10 @@ class Sequence:
         if len(self.generated_ids) < self.limits.min_new_tokens:
             candidates = logits.copy()
             candidates[list(self.limits.eos)] = -np.inf
+        if self.matcher is not None:
+            # Before bias, penalties and temperature: -inf stays -inf under all of them, and top-k,
+            # top-p and min-p then choose among what is allowed.
+            candidates = self.matcher.mask(candidates)
         conditions = (candidates, self.sampling, self.prompt_ids, self.generated_ids)
         if draft_probabilities is None:
             token_id = sample(*conditions, self.random)
@@ -197,6 +204,8 @@ class Sequence:
 
     def append(self, token_id: int, logprobs: LogProbs | None = None) -> Token:
         """Take a token that was chosen."""
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
         self._ids[self._length] = token_id
         self._length += 1
         text, reason = self._advance(token_id)
@@ -213,7 +222,7 @@ class Sequence:
         reason: FinishReason | None = None
         if len(self.generated_ids) == self._most:
             reason = "length"
-        if token_id in self.limits.eos:
+        if token_id in self.limits.eos or (self.matcher is not None and self.matcher.is_complete):
             reason = "stop"
         if self._detokenizer is None:
             return "", reason

@@ -1,7 +1,10 @@
 """Drafting with a smaller model that has the same tokens."""
 
+from contextlib import suppress
+
 import numpy as np
 
+from serving.constraints import ConstraintError, Matcher
 from serving.decoding import Draft, Sequence, prefill
 from serving.draft_length import DRAFT_LENGTHS
 from serving.engine import Engine, FloatArray, IntArray
@@ -45,7 +48,8 @@ class DraftSlot:
         """Generate ``length`` tokens.
 
         They are drawn as the sequence draws its own, but the likeliest ones where temperature 0 or
-        a seed asks for tokens that don't depend on the length of drafts.
+        a seed asks for tokens that don't depend on the length of drafts. They follow the sequence's
+        constraint as far as the draft model has tokens for it; verifying refuses the others.
         """
         sequence = self._sequence
         is_drawn = sequence.sampling.temperature > 0 and sequence.sampling.seed is None
@@ -53,17 +57,24 @@ class DraftSlot:
         vocab = min(len(logits), self._model.vocab_size)
         drafted = np.empty(length, np.int64)
         probabilities = np.zeros((length, self._model.vocab_size)) if is_drawn else None
+        matcher = sequence.matcher.fork() if sequence.matcher is not None else None
         for i in range(length):
             if i:
                 logits = self._run(drafted[i - 1 : i], self._length + i - 1)
+            scores = logits[:vocab]
+            if matcher is not None:
+                scores = _masked(scores, matcher)
             if probabilities is None:
-                drafted[i] = logits[:vocab].argmax()
-                continue
-            generated = np.concatenate((sequence.generated_ids, drafted[:i]))
-            probabilities[i, :vocab] = distribution(
-                logits[:vocab], sequence.sampling, sequence.prompt_ids, generated
-            )
-            drafted[i] = draw(probabilities[i], sequence.random)
+                drafted[i] = scores.argmax()
+            else:
+                generated = np.concatenate((sequence.generated_ids, drafted[:i]))
+                probabilities[i, :vocab] = distribution(
+                    scores, sequence.sampling, sequence.prompt_ids, generated
+                )
+                drafted[i] = draw(probabilities[i], sequence.random)
+            if matcher is not None:
+                with suppress(ConstraintError):
+                    matcher.accept(int(drafted[i]))
         self._drafted = drafted[:-1]  # the last one wasn't run
         return Draft(drafted, probabilities)
 
@@ -82,3 +93,10 @@ class DraftSlot:
 
     def _run(self, ids: IntArray, past_length: int) -> FloatArray:
         return prefill(self._model.engine, ids, self._slot, self._model.chunk, past_length)
+
+
+def _masked(scores: FloatArray, matcher: Matcher) -> FloatArray:
+    try:
+        return matcher.mask(scores)
+    except ConstraintError:
+        return scores

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,9 @@ class TokenChooser(Protocol):
     the tokens that it begins with were read here.
     """
 
-    def takes(self, sampling: SamplingParameters, min_new_tokens: int) -> bool:
+    def takes(
+        self, sampling: SamplingParameters, min_new_tokens: int, is_constrained: bool
+    ) -> bool:
         """Whether it can choose by these parameters; if not, choose from the logits of a step."""
         ...
 
@@ -85,6 +87,23 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine and its buffers."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingEngine(Engine, Protocol):
+    """An engine that may give hidden states too, if its graph does.
+
+    ``hidden_size`` is how wide they are, or None where the graph gives none.
+    """
+
+    hidden_size: int | None
+
+    def embed(self, input_ids: IntArray, past_lengths: IntArray, first_slot: int = 0) -> FloatArray:
+        """Run rows ``input_ids`` [n, sequence] as ``step`` does, for what the LM head would get.
+
+        Returns the last hidden states of all new tokens, float32 [n, sequence, hidden].
+        """
         ...
 
 

@@ -8,29 +8,27 @@ from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
 import numpy as np
 
-from serving import decoding
+from serving import decoding, embedding, scoring
+from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
-from serving.decoding import (
-    ContextOverflow,
-    Failure,
-    FinishReason,
-    Limits,
-    SpeculationMethod,
-    Token,
-)
+from serving.context_overflow import ContextOverflow, keep_beginning
+from serving.decoding import Failure, FinishReason, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
-from serving.engine import Engine, FloatArray, IntArray
+from serving.embedding import Embeddings, Pooling
+from serving.engine import Engine, FloatArray
 from serving.errors import UserError
 from serving.mixed_decoder import MixedDecoder
 from serving.pacing import Pacing
 from serving.prefix_cache import PrefixCache
 from serving.prompts import Prompt, PromptEncoder, TokenIds
 from serving.request_queue import Job, RequestQueue
-from serving.sampling import LogProbs, SamplingOptions, SamplingParameters
+from serving.sampling import LogProbs
 from serving.scheduler import Scheduler
+from serving.scoring import Score
+from serving.sequences import SequenceBuilder, SequenceOptions, too_long
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,15 +38,12 @@ if TYPE_CHECKING:
 Prompts = Prompt | Sequence[str] | Sequence[TokenIds]
 
 
-class GenerateOptions(SamplingOptions, total=False):
-    """The keyword parameters of Model.generate, but for ``stream``."""
+class GenerateOptions(SequenceOptions, total=False):
+    """The keyword parameters of Model.generate, but for ``stream`` and ``num_return_sequences``."""
 
-    max_new_tokens: int | None
-    min_new_tokens: int
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    speculation: SpeculationMethod | None
-    context_overflow: ContextOverflow
+    num_beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
 
 
 @dataclass(slots=True)
@@ -57,7 +52,8 @@ class Generation:
 
     ``token_ids`` holds generated tokens only, with the EOS token if there was one; ``text`` is
     their text without special tokens, cut before a stop string. ``logprobs`` has one entry a token
-    if they were asked for.
+    if they were asked for. ``score`` is that of a beam search: the sum of log-probabilities divided
+    by the number of tokens to the power of the length penalty.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -65,6 +61,7 @@ class Generation:
     finish_reason: FinishReason = "length"
     prompt_tokens: int = 0
     logprobs: list[LogProbs] | None = None
+    score: float | None = None
 
     def add(self, token: Token) -> None:
         """Append one token and its text."""
@@ -101,8 +98,9 @@ class Model(Closing):
         self.tokens = tokens
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
-        # A tokenizer may have ids that the model can't produce.
-        self._eos = tuple(i for i in tokens.eos if i < engine.vocab_size)
+        self._sequences = SequenceBuilder(
+            self.prompts, tokens.eos, engine.cache.capacity, has_draft=draft is not None
+        )
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._step_costs = StepCosts()
@@ -131,19 +129,47 @@ class Model(Closing):
     def generate(
         self, prompts: Prompts, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Iterator[Token]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, num_return_sequences: int, **options: Unpack[GenerateOptions]
+    ) -> list[Generation]: ...
+    @overload
     def generate(
-        self, prompts: Prompts, *, stream: bool = False, **options: Unpack[GenerateOptions]
-    ) -> Generation | list[Generation] | Iterator[Token]:
+        self,
+        prompts: Sequence[str] | Sequence[TokenIds],
+        *,
+        num_return_sequences: int,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[Generation]]: ...
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        stream: bool = False,
+        num_return_sequences: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        **options: Unpack[SequenceOptions],
+    ) -> Generation | list[Generation] | list[list[Generation]] | Iterator[Token]:
         """Generate from one prompt (text or token ids) or from a list of them.
 
         Returns one Generation for one prompt, a list in the prompts' order for a list, and with
         ``stream`` an iterator of Tokens, whose texts add up to each prompt's text. For the options
-        see ``sequence``.
+        see SequenceBuilder.build. ``num_beams`` above 1 is a beam search, for whose parameters see
+        BeamParameters; with ``num_return_sequences`` a prompt's result is the list of so many
+        Generations, best first.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
+        beams = BeamParameters(num_beams, length_penalty, early_stopping, num_return_sequences)
         batch, is_single = _as_batch(prompts)
         sequences = [self.sequence(prompt, at, **options) for at, prompt in enumerate(batch)]
+        if num_beams > 1:
+            check_search(self.slots, beams, sequences[0], stream=stream)
+            found = self._search(sequences, beams)
+            best = [group[0] for group in found] if num_return_sequences is None else found
+            return best[0] if is_single else best
         results = [
             Generation(
                 prompt_tokens=len(sequence.prompt_ids),
@@ -159,45 +185,10 @@ class Model(Closing):
         return results[0] if is_single else results
 
     def sequence(
-        self,
-        prompt: Prompt,
-        index: int = 0,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        speculation: SpeculationMethod | None = None,
-        context_overflow: ContextOverflow = "refuse",
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt, index: int = 0, **options: Unpack[SequenceOptions]
     ) -> decoding.Sequence:
-        """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
-
-        Without ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
-        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
-        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
-        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
-        "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
-        text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
-        forgets the oldest tokens whenever the capacity is full.
-
-        Raises UserError for anything that can't be run.
-        """
-        parameters = SamplingParameters(**sampling)
-        limits = Limits(
-            capacity=self.engine.cache.capacity,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            eos=() if ignore_eos else self._eos,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            slides=context_overflow == "slide",
-        )
-        self._check_limits(limits)
-        self._check_speculation(speculation)
-        ids = self._fitted(self.prompts.ids(prompt), limits, context_overflow)
-        return decoding.Sequence(
-            index, ids, parameters, limits, self._vocabulary, speculation=speculation
-        )
+        """Return a sequence, ready for a scheduler; see SequenceBuilder.build."""
+        return self._sequences.build(prompt, index, **options)
 
     def scheduler(
         self,
@@ -230,7 +221,7 @@ class Model(Closing):
         """
         ids = self.prompts.ids(token_ids)
         if len(ids) > self.engine.cache.capacity:
-            raise self._too_long(f"{len(ids)} tokens")
+            raise too_long(f"{len(ids)} tokens", self.engine.cache.capacity)
         with self._exclusive():
             rows = []
             for start in range(0, len(ids), self._chunk):
@@ -238,6 +229,78 @@ class Model(Closing):
                 positions = np.arange(chunk.shape[1])[None]
                 rows.append(self.engine.step(chunk, np.array([start]), positions)[0].copy())
             return np.concatenate(rows)
+
+    def score(
+        self,
+        prompt: Prompt,
+        *,
+        logprobs: int | None = None,
+        context_overflow: ContextOverflow = "refuse",
+        window: int | None = None,
+        stride: int | None = None,
+        progress: scoring.Progress | None = None,
+    ) -> Score:
+        """Log-probabilities of the tokens of a text, each after those before it.
+
+        ``logprobs`` asks for so many of the likeliest tokens in the place of each too. A text of
+        more than ``window`` tokens (default: the capacity) is refused; "truncate" scores its
+        beginning, and "slide" all of it, in windows that begin ``stride`` tokens apart (default:
+        half a window). ``progress`` is told how many tokens were scored so far, and of how many.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        window = self.engine.cache.capacity if window is None else window
+        stride = window // 2 if stride is None else stride
+        scoring.check_windows(window, stride, self.engine.cache.capacity)
+        encoding = (
+            self.prompts.require_tokenizer().encode(prompt) if isinstance(prompt, str) else None
+        )
+        whole = self.prompts.ids(encoding.ids if encoding else prompt)
+        ids = keep_beginning(whole, window, context_overflow, ("refuse", "truncate", "slide"))
+        with self._exclusive():
+            values, top = scoring.score(
+                self.engine,
+                ids,
+                window=window,
+                stride=stride,
+                chunk=self._chunk,
+                logprobs=logprobs,
+                progress=progress,
+            )
+        size = scoring.scored_bytes(cast(str, prompt), encoding, len(ids)) if encoding else None
+        return Score(ids.tolist(), values, top, len(ids) < len(whole), size)
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        context_overflow: ContextOverflow = "refuse",
+    ) -> Embeddings:
+        """Embed texts: the last hidden states of each, pooled to one vector.
+
+        ``pooling`` takes the "last" token's, or the "mean" of all; ``normalize`` makes vectors of
+        length 1. A prompt longer than the capacity is refused; "truncate" keeps its beginning.
+
+        Raises UserError for anything that can't be run, before anything runs.
+        """
+        engine = embedding.require_embeddings(self.engine)
+        embedding.check_pooling(pooling)
+        capacity = engine.cache.capacity
+        whole = [self.prompts.ids(prompt) for prompt in _as_batch(prompts)[0]]
+        kept = [
+            keep_beginning(ids, capacity, context_overflow, ("refuse", "truncate")) for ids in whole
+        ]
+        with self._exclusive():
+            vectors = [
+                embedding.embed(engine, ids, pooling, normalize, self._chunk) for ids in kept
+            ]
+        return Embeddings(
+            np.stack(vectors),
+            [len(ids) for ids in kept],
+            [len(ids) < len(all_ids) for ids, all_ids in zip(kept, whole, strict=True)],
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see PromptEncoder.encode."""
@@ -263,6 +326,27 @@ class Model(Closing):
                     raise event.error
                 yield event
 
+    def _search(
+        self, sequences: list[decoding.Sequence], beams: BeamParameters
+    ) -> list[list[Generation]]:
+        """Search from one prompt after the other; each gives its best sequences, best first."""
+        with self._exclusive():
+            return [
+                [
+                    Generation(
+                        token_ids=hypothesis.token_ids,
+                        text=self._vocabulary.decode(hypothesis.token_ids)
+                        if self._vocabulary
+                        else "",
+                        finish_reason=hypothesis.finish_reason,
+                        prompt_tokens=len(sequence.prompt_ids),
+                        score=hypothesis.score,
+                    )
+                    for hypothesis in search(self.engine, sequence, beams, self._chunk)
+                ]
+                for sequence in sequences
+            ]
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         # Two generations at once would write to the same slots.
@@ -275,51 +359,6 @@ class Model(Closing):
             yield
         finally:
             self._in_use.release()
-
-    def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
-        """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""
-        new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
-        if len(ids) + new <= limits.capacity or overflow == "slide":
-            return ids
-        room = limits.capacity - new
-        if overflow == "refuse" or room < 1:
-            raise self._too_long(f"The prompt's {len(ids)} tokens and {new} new ones")
-        return ids[-room:]
-
-    def _too_long(self, tokens: str) -> UserError:
-        return UserError(
-            f"{tokens} don't fit into the capacity of {self.engine.cache.capacity}: "
-            "shorten the prompt, ask for fewer tokens or open the bundle with a larger capacity=."
-        )
-
-    def _check_limits(self, limits: Limits) -> None:
-        most, least = limits.max_new_tokens, limits.min_new_tokens
-        if most is not None and most < 1:
-            raise UserError(f"max_new_tokens is {most}, but must be at least 1: raise it.")
-        if least < 0 or (most is not None and least > most):
-            raise UserError(
-                f"min_new_tokens is {least}, but must be from 0 to max_new_tokens: change it."
-            )
-        if most is None and limits.slides:
-            raise UserError(
-                "A text whose context slides has no end of its own: give max_new_tokens."
-            )
-        if "" in limits.stop:
-            raise UserError("A stop string is empty: leave it out.")
-        if limits.stop:
-            self.prompts.require_tokenizer()
-
-    def _check_speculation(self, method: SpeculationMethod | None) -> None:
-        if method not in (None, "prompt-lookup", "draft"):
-            raise UserError(
-                f"speculation is {method!r}, but must be 'prompt-lookup', 'draft' or None: "
-                "change it."
-            )
-        if method == "draft" and self.draft is None:
-            raise UserError(
-                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
-                "take speculation='prompt-lookup'."
-            )
 
 
 def _as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:

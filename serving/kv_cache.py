@@ -30,8 +30,8 @@ class Buffer(Protocol):
     address: int
     nbytes: int
 
-    def move(self, from_slot: int, to_slot: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot to another."""
+    def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
+        """Copy the positions from ``start`` to before ``length`` of one slot to another."""
         ...
 
 
@@ -47,9 +47,9 @@ class HostBuffer:
         self.address = self.array.ctypes.data
         self.nbytes = self.array.nbytes
 
-    def move(self, from_slot: int, to_slot: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot to another."""
-        self.array[to_slot, :, :length] = self.array[from_slot, :, :length]
+    def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
+        """Copy the positions from ``start`` to before ``length`` of one slot to another."""
+        self.array[to_slot, :, start:length] = self.array[from_slot, :, start:length]
 
 
 class KVCache:
@@ -109,10 +109,13 @@ class KVCache:
         if int(past_lengths.max()) + new > self.capacity:
             raise ValueError(f"the tokens don't fit into a capacity of {self.capacity}")
 
-    def move(self, from_slot: int, to_slot: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot over another slot."""
+    def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
+        """Copy the first ``length`` positions of one slot over another slot.
+
+        Those before ``start`` are left out: give it where the two slots are equal up to there.
+        """
         for buffer in self.buffers.values():
-            buffer.move(from_slot, to_slot, length)
+            buffer.move(from_slot, to_slot, length, start)
 
 
 def aligned_zeros(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

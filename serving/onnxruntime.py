@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.bundle import CacheDType, GraphInfo
+from serving.bundle import DType, GraphInfo
 from serving.closing import Closing
 from serving.contract import (
     ELEMENT_TYPE,
+    EMBEDDINGS,
     INPUT_IDS,
     INT64,
     LOGITS,
@@ -41,7 +42,7 @@ PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAEx
 _PROMPT = 32
 _GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-_FLOATS: dict[str, CacheDType] = {
+_FLOATS: dict[str, DType] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16",
@@ -104,8 +105,9 @@ class OnnxRuntimeEngine(Closing):
             for value in self._session.get_outputs()
             if is_hidden(value.name)
         }
+        self.hidden_size, self._embeddings_dtype = embeddings_of(self._session)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, str], ort.IOBinding] = {}
         self._give_back = ort.RunOptions()
         self._give_back.add_run_config_entry(*_GIVE_BACK)
 
@@ -129,6 +131,25 @@ class OnnxRuntimeEngine(Closing):
         self._run(binding, input_ids.shape[1])
         return as_float32(logits, self._dtype)
 
+    def embed(
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        first_slot: int = 0,
+        hidden: HiddenStates | None = None,
+    ) -> FloatArray:
+        """Run ``input_ids`` [n, sequence] against n slots; see EmbeddingEngine.embed."""
+        n, sequence = input_ids.shape
+        binding = self._bound(input_ids, past_lengths, first_slot, hidden or {}, EMBEDDINGS)
+        first = np.zeros((n, 1), np.int64)  # logits nobody reads are computed too: few, then
+        bind_input(binding, LOGITS_POSITIONS, first)
+        states = aligned_zeros(
+            (n, sequence, self.hidden_size or 0), STORAGE[self._embeddings_dtype]
+        )
+        binding.bind_output(EMBEDDINGS, *_host_place(states))
+        self._run(binding, sequence)
+        return as_float32(states, self._embeddings_dtype)
+
     def hand_on(
         self,
         input_ids: IntArray,
@@ -145,12 +166,17 @@ class OnnxRuntimeEngine(Closing):
         return given
 
     def _bound(
-        self, input_ids: IntArray, past_lengths: IntArray, first_slot: int, hidden: HiddenStates
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        first_slot: int,
+        hidden: HiddenStates,
+        output: str = LOGITS,
     ) -> ort.IOBinding:
-        """The binding of n slots with the inputs of all stages bound."""
+        """The binding of n slots for an output, with the inputs of all stages bound."""
         n, sequence = input_ids.shape
         self.cache.check_room(past_lengths, sequence)
-        binding = self._binding(first_slot, n)
+        binding = self._binding(first_slot, n, output)
         bind_input(binding, INPUT_IDS, input_ids)
         bind_input(binding, PAST_LENGTHS, past_lengths)
         for name, array in hidden.items():
@@ -166,8 +192,8 @@ class OnnxRuntimeEngine(Closing):
             return self._logits[:n]
         return aligned_zeros((n, positions, self.vocab_size), STORAGE[self._dtype])
 
-    def _binding(self, first_slot: int, n: int) -> ort.IOBinding:
-        key = (first_slot, n)
+    def _binding(self, first_slot: int, n: int, output: str) -> ort.IOBinding:
+        key = (first_slot, n, output)  # what was bound once is written in every run
         if key not in self._bindings:
             binding = self._session.io_binding()
             bind_cache(binding, self.cache, "cpu", self._cache_element, first_slot, n)
@@ -303,3 +329,11 @@ def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:
 def _host_place(array: npt.NDArray[Any]) -> tuple[str, int, int, tuple[int, ...], int]:
     """Where an array of our own is, in ONNX Runtime's terms."""
     return "cpu", 0, _ELEMENTS[array.dtype], array.shape, array.ctypes.data
+
+
+def embeddings_of(session: ort.InferenceSession) -> tuple[int | None, DType]:
+    """How wide a graph's embeddings are, or None where it gives none, and their type."""
+    for value in session.get_outputs():
+        if value.name == EMBEDDINGS:
+            return value.shape[2], _FLOATS[value.type]
+    return None, "float32"

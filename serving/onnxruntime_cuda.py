@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.bundle import GraphInfo
+from serving.bundle import DType, GraphInfo
 from serving.closing import Closing
 from serving.contract import (
     CUDA_MODEL_FILE,
     ELEMENT_TYPE,
+    EMBEDDINGS,
     INPUT_IDS,
     INT64,
     LOGITS,
@@ -36,6 +37,7 @@ from serving.onnxruntime import (
     Provider,
     bind_cache,
     bind_input,
+    embeddings_of,
     open_session,
 )
 
@@ -79,12 +81,13 @@ class OnnxRuntimeCudaEngine(Closing):
         self._cache_element = ELEMENT_TYPE[graph.cache_dtype]
         self._session, self.uncaptured = _open(file)
         self.on_cpu = nodes_on_cpu(self._session)
+        self.hidden_size, self._embeddings_dtype = embeddings_of(self._session)
         self.cache = KVCache(graph.layers, graph.cache_dtype, slots, capacity, CudaBuffer)
         self._stride = -(-slots * np.dtype(np.int64).itemsize // _ALIGNMENT) * _ALIGNMENT
         self._inputs = MirroredMemory(len(_INPUTS) * self._stride)
         self._row_bytes = graph.vocab_size * STORAGE[graph.dtype].itemsize
         self._logits = MirroredMemory(slots * self._row_bytes)
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, str], ort.IOBinding] = {}
         self._decodes: dict[int, ort.IOBinding] = {}
         if self.uncaptured is None:
             self._capture(file)
@@ -135,7 +138,16 @@ class OnnxRuntimeCudaEngine(Closing):
         arrays = dict(zip(_INPUTS, (input_ids, past_lengths, logits_positions), strict=True))
         if first_slot == 0 and input_ids.shape[1] == logits_positions.shape[1] == 1:
             return self._decode(arrays, len(input_ids))
-        return self._run(arrays, first_slot)
+        shape = (*logits_positions.shape, self.vocab_size)
+        return self._run(arrays, first_slot, LOGITS, shape, self._dtype)
+
+    def embed(self, input_ids: IntArray, past_lengths: IntArray, first_slot: int = 0) -> FloatArray:
+        """Run ``input_ids`` [n, sequence] against n slots; see EmbeddingEngine.embed."""
+        self.cache.check_room(past_lengths, input_ids.shape[1])
+        positions = np.zeros((len(input_ids), 1), np.int64)
+        arrays = dict(zip(_INPUTS, (input_ids, past_lengths, positions), strict=True))
+        shape = (*input_ids.shape, self.hidden_size or 0)
+        return self._run(arrays, first_slot, EMBEDDINGS, shape, self._embeddings_dtype)
 
     def _decode(self, arrays: dict[str, IntArray], n: int) -> FloatArray:
         """Run one token of each of the first n slots through memory with fixed addresses."""
@@ -160,22 +172,27 @@ class OnnxRuntimeCudaEngine(Closing):
         binding.bind_output(LOGITS, _DEVICE, 0, self._element, shape, self._logits.address)
         return binding
 
-    def _run(self, arrays: dict[str, IntArray], first_slot: int) -> FloatArray:
-        """Run any step; ONNX Runtime copies inputs and logits itself."""
-        n, positions = arrays[LOGITS_POSITIONS].shape
-        key = (first_slot, n)
+    def _run(
+        self,
+        arrays: dict[str, IntArray],
+        first_slot: int,
+        output: str,
+        shape: tuple[int, ...],
+        dtype: DType,
+    ) -> FloatArray:
+        """Run any step for one output; ONNX Runtime copies it and the inputs itself."""
+        n = shape[0]
+        key = (first_slot, n, output)
         if key not in self._bindings:
             self._bindings[key] = self._session.io_binding()
             bind_cache(self._bindings[key], self.cache, _DEVICE, self._cache_element, first_slot, n)
         binding = self._bindings[key]
         for name, array in arrays.items():
             bind_input(binding, name, array)
-        logits: npt.NDArray[Any] = aligned_zeros(
-            (n, positions, self.vocab_size), STORAGE[self._dtype]
-        )
-        binding.bind_output(LOGITS, "cpu", 0, self._element, logits.shape, logits.ctypes.data)
+        result: npt.NDArray[Any] = aligned_zeros(shape, STORAGE[dtype])
+        binding.bind_output(output, "cpu", 0, ELEMENT_TYPE[dtype], shape, result.ctypes.data)
         self._session.run_with_iobinding(binding, self._options(_WITHOUT_GRAPH))
-        return as_float32(logits, self._dtype)
+        return as_float32(result, dtype)
 
     def _options(self, graph_id: str) -> ort.RunOptions | None:
         if self.uncaptured is not None:

@@ -8,14 +8,14 @@ import numpy.typing as npt
 
 from serving.bundle import CacheDType
 from serving.closing import Closing
-from serving.engine import Engine, FloatArray, IntArray
+from serving.engine import EmbeddingEngine, FloatArray, IntArray
 from serving.kv_cache import STORAGE, KVCache, aligned_zeros
 
 HiddenStates = Mapping[str, npt.NDArray[Any]]
 """What crosses a boundary: arrays [n, sequence, ...] by the names of serving/contract.py."""
 
 
-class Stage(Engine, Protocol):
+class Stage(EmbeddingEngine, Protocol):
     """An engine that has only some of the layers, with the KV buffers of these."""
 
     def hand_on(
@@ -40,6 +40,16 @@ class Stage(Engine, Protocol):
         hidden: HiddenStates | None = None,
     ) -> FloatArray:
         """Run the last stage on what the one before gave; see Engine.step."""
+        ...
+
+    def embed(
+        self,
+        input_ids: IntArray,
+        past_lengths: IntArray,
+        first_slot: int = 0,
+        hidden: HiddenStates | None = None,
+    ) -> FloatArray:
+        """Run the last stage on what the one before gave; see EmbeddingEngine.embed."""
         ...
 
 
@@ -81,6 +91,7 @@ class PipelineEngine(Closing):
         self._stages = list(stages)
         self.cache: KVCache = PipelineCache([stage.cache for stage in stages])
         self.vocab_size = stages[-1].vocab_size
+        self.hidden_size = stages[-1].hidden_size
         self.weight_bytes = sum(stage.weight_bytes for stage in stages)
 
     def step(
@@ -94,11 +105,22 @@ class PipelineEngine(Closing):
 
         Returns logits [n, k, vocab]. Raises ValueError if the tokens don't fit into the cache.
         """
-        *earlier, last = self._stages
+        hidden = self._before_last(input_ids, past_lengths, first_slot)
+        return self._stages[-1].step(input_ids, past_lengths, logits_positions, first_slot, hidden)
+
+    def embed(self, input_ids: IntArray, past_lengths: IntArray, first_slot: int = 0) -> FloatArray:
+        """Run ``input_ids`` [n, sequence] through every stage; see EmbeddingEngine.embed."""
+        hidden = self._before_last(input_ids, past_lengths, first_slot)
+        return self._stages[-1].embed(input_ids, past_lengths, first_slot, hidden)
+
+    def _before_last(
+        self, input_ids: IntArray, past_lengths: IntArray, first_slot: int
+    ) -> HiddenStates:
+        """What the stages before the last make for it."""
         hidden: HiddenStates = {}
-        for stage in earlier:
+        for stage in self._stages[:-1]:
             hidden = stage.hand_on(input_ids, past_lengths, first_slot, hidden)
-        return last.step(input_ids, past_lengths, logits_positions, first_slot, hidden)
+        return hidden
 
     def close(self) -> None:
         """Free every stage and its KV buffers."""

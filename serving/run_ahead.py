@@ -19,7 +19,9 @@ class RunAhead:
 
     def takes(self, sequence: Sequence) -> bool:
         """Whether the engine can choose this sequence's tokens."""
-        return self._chooser.takes(sequence.sampling, sequence.limits.min_new_tokens)
+        return self._chooser.takes(
+            sequence.sampling, sequence.limits.min_new_tokens, sequence.matcher is not None
+        )
 
     def drop(self) -> None:
         """Begin anew next time: other steps than these follow."""

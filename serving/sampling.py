@@ -1,7 +1,8 @@
 """Choosing the next token: a pure function of logits, parameters and random state."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TypedDict, cast
 
@@ -29,6 +30,7 @@ class SamplingOptions(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     logprobs: int | None
+    logit_bias: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class SamplingParameters:
     ``presence_penalty`` and ``frequency_penalty`` only at generated tokens, as OpenAI defines them.
     With a ``seed`` a sequence's randomness depends on nothing else, so equal prompts of one batch
     give equal texts. ``logprobs`` is how many of the most likely tokens to report beside the chosen
-    one (None: report nothing).
+    one (None: report nothing). ``logit_bias`` is added to the logits of its token ids before
+    everything else, for greedy choices too.
     """
 
     temperature: float = 0.0
@@ -52,6 +55,7 @@ class SamplingParameters:
     frequency_penalty: float = 0.0
     seed: int | None = None
     logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         tiny = math.ulp(0.0)
@@ -67,6 +71,10 @@ class SamplingParameters:
         if self.logprobs is not None:
             rule = f"a whole number from 0 to {MAX_LOGPROBS}"
             _require("logprobs", self.logprobs, rule, 0, MAX_LOGPROBS, whole=True)
+        for token_id, bias in self.logit_bias.items():
+            rule = "a whole number of at least 0"
+            _require("a token id of logit_bias", token_id, rule, 0, math.inf, whole=True)
+            _require(f"logit_bias of token {token_id}", bias, "from -100 to 100", -100, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +192,15 @@ def penalize(
     prompt_ids: IntArray,
     generated_ids: IntArray,
 ) -> FloatArray:
-    """Apply the repetition, presence and frequency penalties to a copy of ``logits`` [vocab]."""
+    """Apply the bias, then the repetition, presence and frequency penalties.
+
+    ``logits`` [vocab] are copied, and what is -inf there stays so. A draft model may lack some of
+    the ids that have a bias.
+    """
     scores = logits.copy()
+    for token_id, bias in parameters.logit_bias.items():
+        if token_id < len(scores):
+            scores[token_id] += np.float32(bias)
     if parameters.repetition_penalty != 1:
         seen = np.concatenate((prompt_ids, generated_ids))
         penalty = np.float32(parameters.repetition_penalty)
@@ -239,6 +254,13 @@ def softmax(scores: FloatArray) -> FloatArray:
     return exponentials
 
 
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Natural log-probabilities of ``logits`` [n, vocab], of the same shape."""
+    shifted: FloatArray = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
 def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
     """Log-probabilities of the chosen and the ``top`` most likely tokens, of ``logits`` [vocab]."""
     shifted = logits.astype(np.float64) - logits.max()
@@ -246,9 +268,16 @@ def log_probs(logits: FloatArray, token_id: int, top: int) -> LogProbs:
     chosen, top = float(values[token_id]), min(top, len(values))
     if top == 0:
         return LogProbs(chosen, ())
-    candidates = np.flatnonzero(values >= np.partition(values, -top)[-top])
-    likeliest = candidates[np.argsort(-values[candidates], kind="stable")[:top]]
-    return LogProbs(chosen, tuple((int(i), float(values[i])) for i in likeliest))
+    return LogProbs(chosen, tuple((int(i), float(values[i])) for i in likeliest(values, top)))
+
+
+def likeliest(values: FloatArray | Float64Array, count: int) -> IntArray:
+    """Return the indices of the ``count`` largest ``values`` [n], the largest first.
+
+    Of equal ones the lower index comes first.
+    """
+    candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
 
 
 def _require(

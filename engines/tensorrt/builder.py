@@ -33,6 +33,8 @@ from serving.tensorrt.log import make_log
 
 PREFILL_CHUNK = 512
 DEFAULTS = BuildOptions()
+# The host's allocator, and the GPU's.
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "OutOfMemory")
 
 
 @dataclass(frozen=True)
@@ -132,4 +134,10 @@ def _failure(target: Target, errors: list[str]) -> str:
     """One sentence with the last error that says something."""
     # Without a GPU every failure is followed by a complaint about the driver, which isn't needed.
     said = [error for error in errors if "cudaError" not in error] or errors or ["no reason given"]
+    for error in said:
+        if any(sign in error for sign in _OUT_OF_MEMORY):
+            return (
+                f"{target} ran out of memory while it built the engine ({error}): free memory, or "
+                "export on a machine that has more."
+            )
     return f"{target} can't build the engine ({said[-1]})."

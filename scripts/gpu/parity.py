@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from exporter.checkpoint import find_checkpoint, load
+from exporter.embedding_parity import reference_embeddings
 from exporter.export import Request, export
 from exporter.parity import (
     ParityReport,
@@ -103,7 +104,11 @@ def _check(
         checkpoint = find_checkpoint(str(source))
         half = load(checkpoint, torch.float16).model.cuda()
         exact = load(checkpoint, torch.float32).model.cuda()
-        lower = [reference_logits(half, prompt) for prompt in prompts]
-        rounding = rounding_error(exact, prompts, lower)
-        report = compare(runs, half, engine=target, rounding=rounding)
+        rounding, embedding_rounding = (
+            rounding_error(exact, prompts, [measure(half, prompt) for prompt in prompts], measure)
+            for measure in (reference_logits, reference_embeddings)
+        )
+        report = compare(
+            runs, half, engine=target, rounding=rounding, embedding_rounding=embedding_rounding
+        )
     return report, remarks

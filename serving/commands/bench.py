@@ -16,6 +16,7 @@ from serving.commands.options import (
     target_option,
     verify_option,
 )
+from serving.commands.progress import progress_bar
 from serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,11 +132,7 @@ def _capacity(
 @contextmanager
 def _progress(steps: int) -> "Iterator[Callable[[], None]]":
     """Show a bar on a terminal's standard error, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("measuring", total=steps)
         yield lambda: progress.advance(task)
 

@@ -46,6 +46,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     yield "layers", _layers(graph.layers)
     yield "vocabulary", f"{graph.vocab_size:,}"
     yield "maximum length", f"{graph.max_length:,} tokens"
+    yield "embeddings", f"{graph.hidden_size:,} numbers" if graph.hidden_size else "none"
     yield "KV cache", f"{_size(graph.kv_bytes_per_token)} a token"
     for engine in manifest.engines:
         limits = [
@@ -86,10 +87,13 @@ def _layers(layers: "tuple[LayerInfo, ...]") -> str:
 
 def _parity(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Show a bundle's parity figures: what holds for all, then one row a comparison."""
-    yield "parity", _pairs({name: value for name, value in parity.items() if name != "comparisons"})
+    apart = ("comparisons", "embeddings")
+    yield "parity", _pairs({name: value for name, value in parity.items() if name not in apart})
     for comparison in parity.get("comparisons", ()):
         figures = dict(comparison)
         yield f"parity, {figures.pop('name')}", _pairs(figures)
+    if embeddings := parity.get("embeddings"):
+        yield "parity, embeddings", _pairs(embeddings)
 
 
 def _pairs(values: Mapping[str, object]) -> str:

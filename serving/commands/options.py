@@ -3,9 +3,14 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 import click
+
+from serving.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.constraints import Constraint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,10 +47,9 @@ def target_option(command: Command) -> Command:
     return add_options(command, (click.option("--target", type=choice, help=text),))
 
 
-class LoadOptions(TypedDict):
-    """The parameters of serving.load that commands offer."""
+class OpenOptions(TypedDict):
+    """The parameters of serving.load that commands on one model offer."""
 
-    draft: Path | None
     target: Literal["onnxruntime", "tensorrt-rtx", "tensorrt"] | None
     capacity: int | None
     threads: int | None
@@ -54,6 +58,12 @@ class LoadOptions(TypedDict):
     prepack: bool
     verify: bool
     key_file: Path | None
+
+
+class LoadOptions(OpenOptions):
+    """Those that commands offer which generate text."""
+
+    draft: Path | None
 
 
 def model_options(command: Command) -> Command:
@@ -89,7 +99,7 @@ def model_options(command: Command) -> Command:
 
 
 def load_options(command: Command) -> Command:
-    """Add the options that open a bundle for generation: parameters of serving.load."""
+    """Add the options that open a bundle: parameters of serving.load."""
     options = (
         target_option,
         click.option("--capacity", type=int, help="Most tokens of a sequence, prompt included."),
@@ -124,6 +134,55 @@ def generate_options(command: Command) -> Command:
         click.option("--ignore-eos", is_flag=True, help="Go on after EOS tokens."),
     )
     return add_options(command, options)
+
+
+def constraint_options(command: Command) -> Command:
+    """Add the options that constrain the output; the command gets them as ``constraint``."""
+
+    @functools.wraps(command)
+    def with_constraint(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in ("json_schema", "regex", "grammar")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise click.UsageError(
+                "--json-schema, --regex and --grammar exclude each other: leave all but one out."
+            )
+        return command(constraint=_constraint(**given) if given else None, **arguments)
+
+    options = (
+        click.option(
+            "--json-schema", metavar="FILE|TEXT", help="Write JSON that is valid under this schema."
+        ),
+        click.option("--regex", help="Write what this regular expression matches as a whole."),
+        click.option(
+            "--grammar",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Write a text of this Lark grammar.",
+        ),
+    )
+    return add_options(cast(Command, with_constraint), options)
+
+
+def _constraint(
+    json_schema: str | None = None, regex: str | None = None, grammar: Path | None = None
+) -> "Constraint":
+    from serving.constraints import Constraint
+
+    if json_schema is not None:
+        is_text = json_schema.lstrip().startswith("{")
+        return Constraint.json_schema(json_schema if is_text else _read(Path(json_schema)))
+    if regex is not None:
+        return Constraint.regex(regex)
+    assert grammar is not None
+    return Constraint.grammar(_read(grammar))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} can't be read ({error}): give another file.") from error
 
 
 def add_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:

@@ -83,17 +83,18 @@ class DeviceBuffer:
         self._position_bytes = shape[3] * STORAGE[dtype].itemsize
         self._stream = stream
 
-    def move(self, from_slot: int, to_slot: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot to another, between two steps."""
+    def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
+        """Copy positions ``start`` to before ``length`` of a slot to another, between two steps."""
         slots, heads, capacity, _ = self.shape
         row, pitch = self.nbytes // slots, capacity * self._position_bytes
+        first = self.address + start * self._position_bytes
         call(
             "cudaMemcpy2DAsync",
-            self.address + to_slot * row,
+            first + to_slot * row,
             pitch,
-            self.address + from_slot * row,
+            first + from_slot * row,
             pitch,
-            length * self._position_bytes,
+            (length - start) * self._position_bytes,
             heads,
             runtime_api().cudaMemcpyKind.cudaMemcpyDeviceToDevice,
             self._stream,

@@ -51,9 +51,11 @@ class DecodeLoop(Closing):
         self._free = deque(range(UNREAD))
         self._unread: deque[int] = deque()
 
-    def takes(self, sampling: SamplingParameters, min_new_tokens: int) -> bool:
+    def takes(
+        self, sampling: SamplingParameters, min_new_tokens: int, is_constrained: bool
+    ) -> bool:
         """See TokenChooser."""
-        return runs_on_device(sampling, min_new_tokens)
+        return runs_on_device(sampling, min_new_tokens, is_constrained)
 
     def start(self, rows: Sequence[ChoiceRow]) -> None:
         """See TokenChooser."""

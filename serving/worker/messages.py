@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.decoding import Event
 from serving.engine import IntArray
-from serving.generation import GenerateOptions
+from serving.sequences import SequenceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Request:
     """
 
     prompt_ids: IntArray
-    options: GenerateOptions
+    options: SequenceOptions
     priority: int = 0
     client: str = ""
     seconds: float | None = None

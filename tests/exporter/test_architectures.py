@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import serving
+from serving.bundle import open_bundle
 from serving.loading import DEFAULT_CAPACITY
 from tests.checkpoints import ARCHITECTURES, VOCABULARY, WINDOW, make_checkpoint
 from tests.exports import export_bundle
@@ -60,6 +61,7 @@ def test_greedy_tokens_equal_transformers(architecture: str, tmp_path: Path) -> 
         architecture, tmp_path / "checkpoint", **most_positions(architecture)
     )
     bundle = export_bundle(checkpoint, tmp_path / "bundle")
+    assert open_bundle(bundle).manifest.parity["embeddings"] is not None, "they were not compared"
     reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts = ragged_prompts()
     expected = [greedy(reference, prompt) for prompt in prompts]

@@ -99,6 +99,14 @@ NORM = "model.layers.1.input_layernorm.weight"
             "has no weights for model.layers.2.input_layernorm.weight and 8 more",
         ),
         (
+            change_weights(lambda tensors: tensors[NORM][5:6].fill_(torch.nan)),
+            f"{NORM} has values that are NaN or infinite: get {WEIGHTS} of model again",
+        ),
+        (
+            change_weights(lambda tensors: tensors[NORM][5:6].fill_(-torch.inf)),
+            f"{NORM} has values that are NaN or infinite",
+        ),
+        (
             change_weights(lambda tensors: tensors.update(extra=torch.zeros(2))),
             "has weights that LlamaConfig doesn't use: extra; config.json is for another model.",
         ),

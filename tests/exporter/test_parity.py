@@ -13,6 +13,7 @@ from exporter.parity import (
     EngineRun,
     ParityReport,
     compare,
+    merged,
     random_prompts,
     run_engine,
 )
@@ -22,6 +23,7 @@ from serving.kv_cache import HostBuffer, KVCache
 VOCAB = 8
 PROMPT = [1, 2, 3]
 TOP = 10.0
+LARGEST = 20.0
 
 
 class Reference:
@@ -31,6 +33,7 @@ class Reference:
 
     def __init__(self, tie: float = 1.0, *, nan: bool = False) -> None:
         self.tie, self.nan = tie, nan
+        self.head = torch.nn.Linear(2, VOCAB)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         logits = np.zeros((len(tokens), VOCAB), np.float32)
@@ -41,8 +44,17 @@ class Reference:
                 row[0] = np.nan
         return logits
 
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
     def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        self.head(torch.from_numpy(embeddings(input_ids[0].tolist()))[None])
         return SimpleNamespace(logits=torch.from_numpy(self.logits(input_ids[0].tolist()))[None])
+
+
+def embeddings(tokens: list[int]) -> np.ndarray:
+    """What the head of the reference gets, of up to ``LARGEST``."""
+    return np.array([[token, LARGEST] for token in tokens], np.float32)
 
 
 def perfect_run(reference: Reference, tokens: list[int]) -> EngineRun:
@@ -84,6 +96,36 @@ def test_small_errors_everywhere_are_a_breach() -> None:
     outcome = report(replace(run, prefill=run.prefill + 0.9 * MAX_ERROR * TOP), reference)
     assert outcome.comparisons[0].max_error < outcome.tolerance_max
     assert not outcome.passed
+
+
+@pytest.mark.parametrize("error", [1.1 * MAX_ERROR * LARGEST, np.nan, np.inf])
+def test_a_wrong_embedding_is_a_breach(error: float) -> None:
+    reference = Reference()
+    run = replace(perfect_run(reference, [4, 5, 6]), embeddings=embeddings(PROMPT))
+    outcome = report(run, reference)
+    assert outcome.passed
+    assert outcome.embeddings is not None
+    assert (outcome.embeddings.positions, outcome.embeddings.largest) == (3, LARGEST)
+    assert run.embeddings is not None
+    run.embeddings[1, 0] += error
+    outcome = report(run, reference)
+    assert not outcome.passed
+    assert "embeddings differ by up to" in outcome.reason()
+    assert not merged([report(perfect_run(reference, [4, 5, 6]), reference), outcome]).passed
+
+
+def test_embeddings_in_half_precision_are_allowed_their_own_rounding() -> None:
+    reference = Reference()
+    run = replace(perfect_run(reference, [4, 5, 6]), embeddings=embeddings(PROMPT) + 0.09)
+    for rounding, passes in ((None, False), (0.05, False), (0.1, True)):
+        outcome = compare(
+            [run],
+            reference,  # type: ignore[arg-type]
+            engine="by hand",
+            rounding=0.1,
+            embedding_rounding=rounding,
+        )
+        assert outcome.passed is passes
 
 
 def test_another_token_is_a_divergence() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -89,6 +90,21 @@ def test_one_method_of_speculation_at_a_time(bundle: str) -> None:
     assert "leave one of them out" in result.stderr
 
 
+def test_beam_search_prints_the_best_sequences_with_their_scores(bundle: str) -> None:
+    flags = ("--max-new-tokens", "8", "--num-beams", "3", "--early-stopping", "never")
+    options: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 3, "early_stopping": "never"}
+    with serving.load(bundle) as model:
+        best = model.generate("hello", num_return_sequences=2, length_penalty=0.5, **options)
+    one = run("generate", bundle, "hello", *flags, "--length-penalty", "0.5")
+    assert one.stdout == best[0].text + "\n"
+    two = (*flags, "--length-penalty", "0.5", "--num-return-sequences", "2")
+    text = run("generate", bundle, "hello", *two).stdout
+    lines = [f"--- {i}, score {r.score:.4f}\n{r.text}\n" for i, r in enumerate(best, 1)]
+    assert text == "".join(lines)
+    document = json.loads(run("generate", bundle, "hello", *two, "--json").stdout)
+    assert [sequence["score"] for sequence in document["sequences"]] == [r.score for r in best]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,6 +114,8 @@ def test_one_method_of_speculation_at_a_time(bundle: str) -> None:
         (("generate", "BUNDLE", ""), "prompt is empty"),
         (("generate", "BUNDLE", "x", "--top-p", "2"), "top_p is 2.0"),
         (("generate", "BUNDLE", "x", "--temperature", "-1"), "temperature is -1.0"),
+        (("generate", "BUNDLE", "x", "--num-beams", "0"), "num_beams is 0"),
+        (("generate", "BUNDLE", "x", "--num-return-sequences", "1"), "set num_beams above 1"),
         (("generate", "BUNDLE", "x", "--temperature", "nan"), "temperature is nan"),
         (("generate", "BUNDLE", "x" * 20, "--capacity", "10"), "capacity of 10"),
     ],

@@ -69,6 +69,19 @@ def test_move_copies_the_valid_part_of_one_slot_and_nothing_else() -> None:
         np.testing.assert_array_equal(buffer.array[1:], old.array[1:])
 
 
+def test_move_leaves_out_what_is_equal_already() -> None:
+    cache, before = filled(), filled()
+    cache.move(1, 2, 4, start=2)
+    for key, buffer in cache.buffers.items():
+        old = before.buffers[key]
+        assert isinstance(buffer, HostBuffer)
+        assert isinstance(old, HostBuffer)
+        np.testing.assert_array_equal(buffer.array[2, :, 2:4], old.array[1, :, 2:4])
+        np.testing.assert_array_equal(buffer.array[2, :, :2], old.array[2, :, :2])
+        np.testing.assert_array_equal(buffer.array[2, :, 4:], old.array[2, :, 4:])
+        np.testing.assert_array_equal(buffer.array[:2], old.array[:2])
+
+
 def test_capacity_that_is_not_used_takes_no_memory() -> None:
     process = psutil.Process()
     before = process.memory_info().rss

@@ -114,6 +114,22 @@ def test_steps_through_fixed_addresses_equal_the_cpu_engine(
     assert on_host == [{"graph": "model.cuda.onnx", "enable_cuda_graph": "1"}]
 
 
+def test_embeddings_equal_the_cpu_engine(bundle: Path, on_host: list[dict[str, Any]]) -> None:
+    del on_host
+    graph = load_graph(bundle)
+    ids = np.array([PROMPTS[2]])
+    found = []
+    cpu = OnnxRuntimeEngine(bundle / "model.onnx", graph, slots=SLOTS, capacity=CAPACITY)
+    for engine in (cpu, open_cuda(bundle)):
+        with engine:
+            parts = [engine.embed(ids[:, :4], np.array([0]), 1)]
+            engine.step(ids[:, :3], np.array([0]), np.array([[2]]), 1)
+            parts.append(engine.embed(ids[:, 4:], np.array([4]), 1))
+            found.append(np.concatenate(parts, axis=1))
+    assert found[0].shape == (1, ids.shape[1], graph.hidden_size)
+    np.testing.assert_allclose(found[1], found[0], atol=2e-2)
+
+
 def test_runs_name_the_graph_that_may_be_captured(
     bundle: Path, on_host: list[dict[str, Any]]
 ) -> None:

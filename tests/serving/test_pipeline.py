@@ -114,6 +114,21 @@ def test_a_moved_slot_goes_on_in_every_stage(engine: PipelineEngine, reference: 
     np.testing.assert_allclose(logits[0, 0], reference(ids)[-1], atol=1e-5)
 
 
+def test_embeddings_come_from_the_last_stage(engine: PipelineEngine) -> None:
+    """The head is the only thing behind them, so that they show in the logits."""
+    ids = np.array([PROMPTS[0]])
+    head = next(v for v in decoder(*LAYERS).graph.initializers.values() if v.name == "head")
+    assert head.const_value is not None
+    with engine:
+        assert engine.hidden_size == head.const_value.shape[0]
+        first = engine.embed(ids[:, :4], np.array([0]), 1)
+        engine.embed(np.array([PROMPTS[2]]), np.array([0]), 0)
+        rest = engine.embed(ids[:, 4:], np.array([4]), 1)
+        logits = engine.step(ids, np.array([0]), np.arange(ids.shape[1])[None])
+    states = np.concatenate([first, rest], axis=1)
+    np.testing.assert_allclose(states @ head.const_value.numpy(), logits, atol=1e-5)
+
+
 def test_buffers_are_the_stages_own_and_stay(engine: PipelineEngine) -> None:
     own = [stage.cache for stage in engine._stages]
     assert sorted(engine.cache.buffers) == [(i, p) for i in range(3) for p in ("key", "value")]

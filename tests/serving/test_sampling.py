@@ -112,6 +112,24 @@ def test_presence_and_frequency_penalties_count_generated_tokens_only() -> None:
     assert not logits.any(), "the engine's logits must stay as they are"
 
 
+def test_bias_is_added_first_to_greedy_and_sampled_choices() -> None:
+    logits = np.array([0.0, 1.0, 2.0, -np.inf], np.float32)
+    bias = {0: 5.0, 2: -1.0, 3: 100.0, 9: 1.0}  # a draft model may lack id 9
+    none = np.empty(0, np.int64)
+    expected = np.array([5.0, 1.0, 1.0, -np.inf])
+    sampled = SamplingParameters(temperature=1.0, logit_bias=bias)
+    weights = np.exp(expected)
+    np.testing.assert_allclose(
+        distribution(logits, sampled, none, none), weights / weights.sum(), rtol=1e-6
+    )
+    greedy = SamplingParameters(logit_bias=bias)
+    assert sample(logits, greedy, none, none, random_state(0)) == 0
+    penalized = SamplingParameters(logit_bias=bias, repetition_penalty=5.0)
+    scores = penalize(logits, penalized, np.array([0, 3]), none)
+    assert scores.tolist() == [1.0, 1.0, 1.0, -np.inf]  # the biased 5 is divided
+    assert logits.tolist() == [0.0, 1.0, 2.0, -np.inf]
+
+
 def test_greedy_takes_the_lowest_index_of_a_tie() -> None:
     logits = np.float32([1, 3, 3, 0])
     assert sample(logits, SamplingParameters(), NONE, NONE, random_state(None)) == 1

@@ -21,18 +21,22 @@ ROW = np.dtype(
 Rows = npt.NDArray[np.void]
 
 
-def runs_on_device(parameters: SamplingParameters, min_new_tokens: int = 0) -> bool:
+def runs_on_device(
+    parameters: SamplingParameters, min_new_tokens: int = 0, is_constrained: bool = False
+) -> bool:
     """Whether the device can choose a sequence's tokens; if not, ``serving.sampling`` does.
 
-    Penalties need the tokens so far, log-probabilities the logits, and ``min_new_tokens`` masks
-    them: the device has none of these.
+    Penalties need the tokens so far, log-probabilities the logits, and ``min_new_tokens``, a bias
+    and a constraint change them: the device has none of these.
     """
     return (
         parameters.repetition_penalty == 1
         and parameters.presence_penalty == 0
         and parameters.frequency_penalty == 0
         and parameters.logprobs is None
+        and not parameters.logit_bias
         and min_new_tokens == 0
+        and not is_constrained
     )
 
 

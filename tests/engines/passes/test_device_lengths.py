@@ -102,6 +102,13 @@ def test_it_computes_what_transformers_does(bundle: tuple[Path, Path]) -> None:
     ) as engine:
         runs = run_engine(engine, prompts, CAPACITY)
     model = load(find_checkpoint(str(source)), torch.float32).model
-    rounding = manifest.parity["tolerance_mean"]  # what the gate measured for this checkpoint
-    report = compare(runs, model, engine="CUDA's graph", rounding=rounding)
+    parity = manifest.parity  # with what the gate measured for this checkpoint
+    report = compare(
+        runs,
+        model,
+        engine="CUDA's graph",
+        rounding=parity["tolerance_mean"],
+        embedding_rounding=parity["embeddings"]["tolerance_mean"],
+    )
+    assert report.embeddings is not None
     assert report.passed, report.reason()

@@ -170,6 +170,26 @@ def test_a_failed_build_says_why_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Unexpected exception std::bad_alloc",  # seen with RLIMIT_AS; a build needs no GPU
+        "[defaultAllocator.cpp::allocateAsync::52] Error Code 1: Cuda Runtime (out of memory)",
+    ],
+)
+def test_too_little_memory_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    def starved(*_: object) -> None:
+        log = make_log(load_library("tensorrt-rtx"))
+        log.errors += [error, "Error Code 35: cudaErrorInsufficientDriver"]
+
+    monkeypatch.setattr(builder, "run_interruptibly", starved)
+    with pytest.raises(UserError, match=r"ran out of memory while it built .*: free memory, or"):
+        build_rtx(decoder(CAUSAL, dtype="float16"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.tensorrt-rtx.engine").symlink_to("/dev/full")

@@ -6,6 +6,7 @@ prompts whole and in chunks, then rows of different lengths decoded together.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engines.quantization.kv_cache import quantize_kv_cache
+from engines.quantization.smoothquant import quantize_w8a8
 from engines.quantization.weight_only import quantizable_weights, quantize_weights
 from engines.quantization.weights import WeightScheme
 from engines.tensorrt.lowering import lower
@@ -144,10 +146,20 @@ def with_cache(model: ir.Model) -> None:
     quantize_kv_cache(model, {name: random.uniform(2, 8, shape) for name, shape in shapes.items()})
 
 
+def with_activations(model: ir.Model) -> None:
+    with TemporaryDirectory() as workspace:
+        quantize_w8a8(model, [row[:16] for row in TOKENS], Path(workspace))
+
+
 @pytest.mark.parametrize(
     "quantize",
-    [with_weights(WeightScheme(8)), with_weights(WeightScheme(4, 32)), with_cache],
-    ids=["int8 weights", "int4 weights in groups", "int8 cache"],
+    [
+        with_weights(WeightScheme(8)),
+        with_weights(WeightScheme(4, 32)),
+        with_activations,
+        with_cache,
+    ],
+    ids=["int8 weights", "int4 weights in groups", "int8 activations", "int8 cache"],
 )
 def test_quantised(quantize: Callable[[ir.Model], None], decoder: Graphs) -> None:
     model = decoder("llama")

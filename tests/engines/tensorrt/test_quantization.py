@@ -73,6 +73,12 @@ def other_axis(network: Network) -> None:
     layer.axis = 0
 
 
+def another_layer_in_its_place(network: Network) -> None:
+    floats = layer_of(network, f"{HEAD}:0").get_output(0)
+    name, floats.name = floats.name, "computed"
+    network.definition.add_identity(floats).get_output(0).name = name
+
+
 def other_past(network: Network) -> None:
     for part, other in (("key", "value"), ("value", "key")):
         past = network.tensors[f"past_key_values.0.{other}"]
@@ -101,6 +107,7 @@ def old_entries_twice(network: Network) -> None:
         (other_integers, "is 'value0_weight.integers.turned', not 'key0_weight"),
         (scales_from_elsewhere, "the scale of .* is not constant"),
         (other_axis, "has scales along axis 0, not 1"),
+        (another_layer_in_its_place, f"DequantizeLinear '{HEAD}' has no layer"),
         (other_past, "updates 'past_key_values.0.value' to 'present.0.key'"),
         (cache_behind_the_selection, "isn't updated by a selection"),
         (cache_written_anywhere, "the condition of .* don't depend on past_lengths"),

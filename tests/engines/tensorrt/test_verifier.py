@@ -91,6 +91,19 @@ def head_in_float32(network: Network) -> None:
     put_behind(network, head, "logits", lambda wide: network.definition.add_cast(wide, half))
 
 
+def arithmetic_in_float32(network: Network) -> None:
+    """By a layer that stands for no node."""
+    library, definition = network.library, network.definition
+
+    def absolute(rows: Any) -> Any:
+        wide = definition.add_cast(rows, library.DataType.FLOAT).get_output(0)
+        wide = definition.add_unary(wide, library.UnaryOperation.ABS).get_output(0)
+        return definition.add_cast(wide, library.DataType.HALF)
+
+    head = layer_of(network, "lm_head/MatMul", "IMatrixMultiplyLayer")
+    put_behind(network, head, "logits", absolute)
+
+
 def another_input(network: Network) -> None:
     network.definition.add_input("temperature", network.library.DataType.HALF, (1,))
 
@@ -122,6 +135,7 @@ def other_write_positions(network: Network) -> None:
         (kv_lengths, "has a causal kind or KV lengths"),
         (mask_without_the_past, "the mask of .* doesn't depend on past_lengths"),
         (head_in_float32, "the layer 'lm_head/MatMul' computes in float32, unasked"),
+        (arithmetic_in_float32, r"the layer '.*Unary.*' computes in float32, unasked"),
         (another_input, "inputs temperature are not in both"),
         (other_keys, "has the key 'present.0.value', not 'present.0.key'"),
         (decomposable, "has decomposable = True"),
@@ -153,6 +167,23 @@ def test_another_mask() -> None:
     network, model = mended(WINDOW)
     attention_of(network, ATTENTION).mask = network.tensors["causal"]
     with pytest.raises(VerificationError, match="has mask 'causal', not 'window_mask'"):
+        verify(network, model)
+
+
+def test_a_mask_that_the_graph_has_not() -> None:
+    network, model = mended(WINDOW)
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    node.replace_input_with(3, None)
+    with pytest.raises(VerificationError, match="has no mask"):
+        verify(network, model)
+
+
+def test_a_cache_that_is_updated_to_no_output() -> None:
+    network, model = mended(CAUSAL)
+    one_output_less(network)
+    outputs = model.graph.outputs
+    outputs.remove(next(value for value in outputs if value.name == "present.0.value"))
+    with pytest.raises(VerificationError, match=r"not to the output 'present\.0\.value'"):
         verify(network, model)
 
 

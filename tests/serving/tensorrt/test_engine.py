@@ -21,7 +21,7 @@ def ids_of(*rows: list[int]) -> np.ndarray:
 
 
 def conversation(engine: Engine) -> list[FloatArray]:
-    """Long prompts, scoring, ragged decoding, a slot moved into a gap, a rollback."""
+    """Long prompts, scoring, ragged decoding, a slot moved, a rollback, a part of a slot copied."""
     logits = []
 
     def step(ids: np.ndarray, past: list[int], positions: np.ndarray, slot: int = 0) -> None:
@@ -39,6 +39,8 @@ def conversation(engine: Engine) -> list[FloatArray]:
     step(ids_of([12]), [8], np.zeros((1, 1), int), 1)
     step(ids_of([13]), [9], np.zeros((1, 1), int))
     step(ids_of([14]), [9], np.zeros((1, 1), int), 1)
+    engine.cache.move(0, 1, 9, start=4)
+    step(ids_of([15, 3]), [9], np.array([[1]]), 1)
     return logits
 
 

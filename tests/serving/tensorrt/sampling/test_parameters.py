@@ -20,6 +20,7 @@ def test_greedy_and_filters_run_on_the_device() -> None:
         SamplingParameters(presence_penalty=-0.5),
         SamplingParameters(frequency_penalty=0.5),
         SamplingParameters(logprobs=0),
+        SamplingParameters(logit_bias={3: 0.5}),
     ],
 )
 def test_what_needs_tokens_or_logits_runs_on_the_host(parameters: SamplingParameters) -> None:
@@ -28,6 +29,10 @@ def test_what_needs_tokens_or_logits_runs_on_the_host(parameters: SamplingParame
 
 def test_masked_eos_tokens_run_on_the_host() -> None:
     assert not runs_on_device(SamplingParameters(), min_new_tokens=1)
+
+
+def test_constrained_tokens_run_on_the_host() -> None:
+    assert not runs_on_device(SamplingParameters(), is_constrained=True)
 
 
 def test_seeds_of_any_size_have_a_choice_seed() -> None:

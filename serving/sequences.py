@@ -1,0 +1,166 @@
+"""Sequences of prompts and options, checked before anything runs."""
+
+from collections.abc import Sequence as Several
+from typing import Unpack
+
+from serving.constraints import Constraint, ConstraintCompiler, Matcher
+from serving.context_overflow import ContextOverflow, check_overflow
+from serving.decoding import Limits, Sequence, SpeculationMethod
+from serving.detokenizer import Vocabulary
+from serving.engine import IntArray
+from serving.errors import UserError
+from serving.prompts import Prompt, PromptEncoder
+from serving.sampling import SamplingOptions, SamplingParameters
+
+
+class SequenceOptions(SamplingOptions, total=False):
+    """The keyword parameters of SequenceBuilder.build."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int
+    stop: str | Several[str]
+    ignore_eos: bool
+    speculation: SpeculationMethod | None
+    context_overflow: ContextOverflow
+    constraint: Constraint | None
+
+
+class SequenceBuilder:
+    """Makes the sequences that a model's scheduler runs.
+
+    No sequence has more than ``capacity`` tokens; any of ``eos`` ends one. ``has_draft`` says that
+    there is a model to draft with.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptEncoder,
+        eos: Several[int],
+        capacity: int,
+        *,
+        has_draft: bool = False,
+    ) -> None:
+        self._prompts = prompts
+        # A tokenizer may have ids that the model can't produce.
+        self._eos = tuple(i for i in eos if i < prompts.vocab_size)
+        self._capacity = capacity
+        self._has_draft = has_draft
+        tokenizer = prompts.tokenizer
+        self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
+        self._constraints: ConstraintCompiler | None = None
+
+    def build(
+        self,
+        prompt: Prompt,
+        index: int = 0,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        stop: str | Several[str] = (),
+        ignore_eos: bool = False,
+        speculation: SpeculationMethod | None = None,
+        context_overflow: ContextOverflow = "refuse",
+        constraint: Constraint | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Sequence:
+        """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
+
+        Without ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
+        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
+        sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
+        several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
+        "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
+        text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
+        forgets the oldest tokens whenever the capacity is full. The text follows the
+        ``constraint``, and ends with it.
+
+        Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
+        to its constraint.
+        """
+        parameters = SamplingParameters(**sampling)
+        limits = Limits(
+            capacity=self._capacity,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            eos=() if ignore_eos else self._eos,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            slides=context_overflow == "slide",
+        )
+        check_overflow(context_overflow, ("refuse", "truncate", "slide"))
+        self._check_limits(limits)
+        self._check_speculation(speculation)
+        self._check_bias(parameters)
+        ids = self._fitted(self._prompts.ids(prompt), limits, context_overflow)
+        return Sequence(
+            index,
+            ids,
+            parameters,
+            limits,
+            self._vocabulary,
+            speculation=speculation,
+            matcher=self._matcher(constraint),
+        )
+
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        if self._constraints is None:
+            tokenizer = self._prompts.require_tokenizer()
+            self._constraints = ConstraintCompiler(tokenizer, self._eos)
+        return self._constraints.matcher(constraint)
+
+    def _check_bias(self, sampling: SamplingParameters) -> None:
+        vocab = self._prompts.vocab_size
+        for token_id in sampling.logit_bias:
+            if token_id >= vocab:
+                raise UserError(
+                    f"logit_bias has the token id {token_id}, but this model's ids go from 0 to "
+                    f"{vocab - 1}: leave it out."
+                )
+
+    def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
+        """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""
+        new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
+        if len(ids) + new <= limits.capacity or overflow == "slide":
+            return ids
+        room = limits.capacity - new
+        if overflow == "refuse" or room < 1:
+            raise too_long(f"The prompt's {len(ids)} tokens and {new} new ones", self._capacity)
+        return ids[-room:]
+
+    def _check_limits(self, limits: Limits) -> None:
+        most, least = limits.max_new_tokens, limits.min_new_tokens
+        if most is not None and most < 1:
+            raise UserError(f"max_new_tokens is {most}, but must be at least 1: raise it.")
+        if least < 0 or (most is not None and least > most):
+            raise UserError(
+                f"min_new_tokens is {least}, but must be from 0 to max_new_tokens: change it."
+            )
+        if most is None and limits.slides:
+            raise UserError(
+                "A text whose context slides has no end of its own: give max_new_tokens."
+            )
+        if "" in limits.stop:
+            raise UserError("A stop string is empty: leave it out.")
+        if limits.stop:
+            self._prompts.require_tokenizer()
+
+    def _check_speculation(self, method: SpeculationMethod | None) -> None:
+        if method not in (None, "prompt-lookup", "draft"):
+            raise UserError(
+                f"speculation is {method!r}, but must be 'prompt-lookup', 'draft' or None: "
+                "change it."
+            )
+        if method == "draft" and not self._has_draft:
+            raise UserError(
+                "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
+                "take speculation='prompt-lookup'."
+            )
+
+
+def too_long(tokens: str, capacity: int) -> UserError:
+    """Return the error of so many ``tokens``, in words."""
+    return UserError(
+        f"{tokens} don't fit into the capacity of {capacity}: "
+        "shorten the prompt, ask for fewer tokens or open the bundle with a larger capacity=."
+    )
