@@ -1,6 +1,7 @@
 """The application: routes, middleware, error handlers, and the workers' life."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from serving.errors import UserError
 from serving.http import chat, completions, models, operations
+from serving.http.api_description import describe
 from serving.http.errors import (
     ApiError,
     answer_api_error,
@@ -41,6 +43,7 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = state
+    app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
     for router in (models.router, chat.router, completions.router, operations.router):
         app.include_router(router)
     if _PAGE.is_dir():

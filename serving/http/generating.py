@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from serving.decoding import Token
 from serving.engine import IntArray
-from serving.generation import GenerateOptions
 from serving.http.access import Caller
 from serving.http.request_record import RequestRecord
 from serving.http.served_model import ServedModel
 from serving.http.state import ServerState
+from serving.sequences import SequenceOptions
 from serving.worker.messages import Request
 
 # Seeds are of 64 bits; OpenAI's may be negative.
@@ -28,7 +28,7 @@ class Generation:
     model: ServedModel
     caller: Caller
     prompts: Sequence[IntArray]
-    options: GenerateOptions
+    options: SequenceOptions
     n: int = 1
     priority: int = 0
 
@@ -62,7 +62,7 @@ class Generation:
             for number in range(self.n)
         ]
 
-    def _options(self, number: int) -> GenerateOptions:
+    def _options(self, number: int) -> SequenceOptions:
         seed = self.options.get("seed")
         if seed is None:
             return self.options

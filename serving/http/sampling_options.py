@@ -3,10 +3,10 @@
 from typing import Any, cast
 
 from serving.constraints import Constraint
-from serving.generation import GenerateOptions
 from serving.http.errors import invalid
 from serving.http.schemas.common import GenerationRequest
 from serving.http.served_model import ServedModel
+from serving.sequences import SequenceOptions
 
 # Parameters that have the same name and meaning in a request and in Model.sequence.
 _SAME = (
@@ -31,7 +31,7 @@ def generate_options(
     max_new_tokens: int | None,
     logprobs: int | None,
     constraint: Constraint | None = None,
-) -> GenerateOptions:
+) -> SequenceOptions:
     """What the worker gets; raises ApiError for options that don't fit together."""
     options: dict[str, Any] = dict(model.sampling)
     options |= {name: value for name in _SAME if (value := getattr(body, name)) is not None}
@@ -50,7 +50,7 @@ def generate_options(
         options["logit_bias"] = _logit_bias(body.logit_bias, model.prompts.vocab_size)
     if constraint is not None:
         options["constraint"] = constraint
-    return cast(GenerateOptions, options)
+    return cast(SequenceOptions, options)
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
