@@ -51,7 +51,7 @@ def small_requests(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_is_answered_as_described(
     tiny: Running, method: str, path: str, share: int, mode: GenerationMode
 ) -> None:
-    """A valid request asks for the model that there is, so that most get as far as the worker."""
+    """Requests ask for the model that there is, so that valid ones get as far as the worker."""
     schema = schemathesis.openapi.from_url(f"{tiny.url}/openapi.json")
     statuses = Counter[int]()
 
@@ -65,7 +65,7 @@ def test_what_is_asked_is_answered_as_described(
     )
     @given(case=schema[path][method].as_strategy(generation_mode=mode))
     def ask(case: schemathesis.Case) -> None:
-        if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "tiny"
         response = case.call(timeout=20)
         statuses[response.status_code] += 1
