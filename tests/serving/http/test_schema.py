@@ -5,10 +5,12 @@
 
 import os
 from collections import Counter
+from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import booleans
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -29,6 +31,17 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
+
+
+def make_modest(body: dict[str, Any]) -> None:
+    """Change what only this server or this model refuses."""
+    for name in ("best_of", "logit_bias", "max_completion_tokens", "min_tokens", "n", "suffix"):
+        body.pop(name, None)
+    for name in ("speculation", "tools", "tool_choice", "response_format", "top_logprobs"):
+        body.pop(name, None)
+    body["max_tokens"] = 8
+    if "prompt" in body:
+        body |= {"prompt": "hello", "echo": False}
 
 
 @pytest.fixture
@@ -64,11 +77,13 @@ def test_what_is_asked_is_answered_as_described(
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    @given(case=schema[path][method].as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
+    @given(schema[path][method].as_strategy(generation_mode=mode), booleans())
+    def ask(case: schemathesis.Case, is_modest: bool) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "tiny"
             case.body.setdefault("max_tokens", 8)
+            if mode is GenerationMode.POSITIVE and is_modest:
+                make_modest(case.body)
         response = case.call(timeout=20)
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS)
@@ -76,4 +91,4 @@ def test_what_is_asked_is_answered_as_described(
     ask()
     assert sum(statuses.values()) >= int(REQUESTS * share)
     if mode is GenerationMode.POSITIVE and method == "POST":
-        assert statuses[200] > 0, statuses
+        assert statuses[200] > sum(statuses.values()) / 5, statuses
