@@ -1,6 +1,7 @@
 """The application: routes, middleware, error handlers, and the workers' life."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from serving.errors import UserError
 from serving.http import chat, completions, embeddings, models, operations, page_files
+from serving.http.api_description import describe
 from serving.http.errors import (
     ApiError,
     answer_api_error,
@@ -36,6 +38,7 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = state
+    app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
     for endpoints in (models, chat, completions, embeddings, operations, page_files):
         app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)

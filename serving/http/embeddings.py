@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from serving.engine import FloatArray
 from serving.errors import UserError
 from serving.http.access import Caller, find_model, requires
-from serving.http.errors import ERRORS, from_user_error, invalid, unsupported
+from serving.http.api_description import BEARER, ERRORS
+from serving.http.errors import from_user_error, invalid, unsupported
 from serving.http.event_stream import DisconnectedError, unless_disconnected
 from serving.http.request_record import RequestRecord
 from serving.http.schemas.answers import Embedding, Embeddings
@@ -19,7 +20,7 @@ from serving.http.served_model import ServedModel
 from serving.http.state import state_of
 from serving.worker.messages import EmbedRequest
 
-router = APIRouter()
+router = APIRouter(dependencies=[BEARER])
 _caller = Depends(requires("embed"))
 
 
