@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
 from engines.targets import refuse_for_targets, refuse_ranks
-from engines.tensorrt.options import BuildOptions, refuse_options
+from engines.tensorrt.options import BuildOptions, options_for_float8, refuse_options
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
 from exporter.lengths import longest_sequence
@@ -53,7 +53,9 @@ class Plan:
     pruning: Pruning
     recipe: Recipe
     packing: str | None
-    """What made the checkpoint's weights integers, if they are."""
+    """What gave the checkpoint's weights few bits, if they have."""
+    is_float8: bool
+    """Whether these are float8."""
     cache: tuple[CacheLayer | None, ...]
     """What each cache layer holds; None holds nothing of its own."""
     weight_bytes: int
@@ -72,7 +74,8 @@ class Plan:
     @property
     def precision(self) -> str:
         """The types of weights and activations in a few words."""
-        packed = f"integers of {self.packing}" if self.packing else None
+        numbers = "float8" if self.is_float8 else "integers"
+        packed = f"{numbers} of {self.packing}" if self.packing else None
         return ", ".join(filter(None, (self.dtype, packed, self.recipe.describe())))
 
     @property
@@ -126,6 +129,9 @@ def make_plan(
     refuse_options(
         build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
     )
+    is_float8 = checkpoint.packing is not None and checkpoint.packing.is_float8
+    if is_float8:
+        build_options = options_for_float8(build_options, targets)
     cache = tuple(probe_layers(checkpoint, model))
     kv_heads = [layer.kv_heads for layer in cache if layer]
     refuse_ranks(tensor_parallel, targets, kv_heads)
@@ -156,6 +162,7 @@ def make_plan(
         pruning=pruning,
         recipe=recipe,
         packing=checkpoint.packing.method if checkpoint.packing else None,
+        is_float8=is_float8,
         cache=cache,
         weight_bytes=weight_bytes,
         engine_bytes=engine_bytes + repeated,
