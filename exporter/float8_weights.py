@@ -36,8 +36,9 @@ def read_float8(
 ) -> Float8Weight:
     """``weight`` float8 [out, in] with one scale, [out, 1], [out, groups], or one a ``block``.
 
-    ``scales`` is the name of theirs. A static scale of the activations is taken too. Raises
-    UserError for other types of float8.
+    ``scales`` is the name of theirs. A static scale of the activations is taken too, but not with
+    blocks, which TensorRT-RTX can't multiply with float8 activations. Raises UserError for other
+    types of float8.
     """
     weight = tensors["weight"]
     if weight.dtype != torch.float8_e4m3fn:
@@ -46,12 +47,11 @@ def read_float8(
             "isn't read: export the checkpoint that it was made from, with --int8."
         )
     numbers = weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    by_block = _common_scales(tensors[scales].float().numpy(), numbers.shape, block)
     activation = tensors.get("input_scale", tensors.get("activation_scale"))
-    return Float8Weight(
-        numbers,
-        _common_scales(tensors[scales].float().numpy(), numbers.shape, block),
-        None if activation is None else float(activation.float().max()),
-    )
+    if activation is None or by_block.ndim == 2:
+        return Float8Weight(numbers, by_block)
+    return Float8Weight(numbers, by_block, float(activation.float().max()))
 
 
 def _common_scales(stored: Floats, shape: tuple[int, ...], block: tuple[int, int] | None) -> Floats:

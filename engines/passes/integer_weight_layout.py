@@ -1,8 +1,7 @@
-"""Store integer weights as [in, out] where TensorRT keeps that once.
+"""Store weights of integers and float8 as [in, out] where TensorRT keeps that once.
 
 From [out, in] with a Transpose, it would store a second, transposed copy for the kernels for one
-token: an engine twice as large. Groups of 4 bits have kernels that read [out, in]. Blocks of
-float8 are turned because TensorRT-RTX 1.7 fails on [out, in] where the activations are float8 too.
+token: an engine twice as large. Groups of 4 bits have kernels that read [out, in].
 """
 
 import numpy as np
@@ -12,26 +11,26 @@ from engines.initializers import add_initializer
 from engines.passes.insertion import Inserter, take_place
 from engines.passes.sizes import static_size
 
+_EIGHT_BITS = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
+
 
 def lay_out_integer_weights(model: ir.Model) -> None:
     """Turn MatMul(x, Transpose(DequantizeLinear(weight))) into one without a Transpose, in place.
 
     A tied embedding's Gather goes along the other axis then. Products of quantised activations are
-    left alone, unless the weight is float8 in blocks: their kernels read [out, in].
+    left alone: their kernels read [out, in].
     """
     for node in list(model.graph):
-        if node.op_type == "DequantizeLinear" and _is_better_turned(node):
+        if node.op_type == "DequantizeLinear" and _is_weight_alone(node):
             _lay_out(model.graph, node)
 
 
-def _is_better_turned(node: ir.Node) -> bool:
-    """Whether a node dequantises such a matrix, for products and gathers of rows at most."""
+def _is_weight_alone(node: ir.Node) -> bool:
+    """Whether a node dequantises a matrix for products with floats, and gathers at most."""
     integers, scales = node.inputs[:2]
     if integers is None or not integers.is_initializer() or scales is None:
         return False
-    rank = len(scales.shape or ())
-    is_float8_in_blocks = integers.dtype == ir.DataType.FLOAT8E4M3FN and rank == 2
-    if integers.dtype != ir.DataType.INT8 and rank != 1 and not is_float8_in_blocks:
+    if integers.dtype not in _EIGHT_BITS and len(scales.shape or ()) != 1:
         return False
     readers = [use.node for use in node.outputs[0].uses()]
     turned = [reader for reader in readers if reader.op_type == "Transpose"]
@@ -39,7 +38,7 @@ def _is_better_turned(node: ir.Node) -> bool:
     return (
         bool(products)
         and all(reader in turned or _is_gather_of_rows(reader) for reader in readers)
-        and (is_float8_in_blocks or not any(_is_quantized(use.inputs[0]) for use in products))
+        and not any(_is_quantized(product.inputs[0]) for product in products)
     )
 
 
@@ -74,11 +73,11 @@ def _lay_out(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _turned(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
-    """A transposed matrix of integers or scales; a vector is left as it is."""
+    """A transposed matrix of numbers or scales; a vector is left as it is."""
     assert value is not None
     assert value.const_value is not None
     array = value.const_value.numpy()
-    if array.ndim == 1:
+    if array.ndim < 2:
         return value
     return add_initializer(graph, f"{value.name}.turned", np.ascontiguousarray(array.T))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 import serving
 from engines.quantization.float8 import Float8Scheme
-from exporter.checkpoint import find_checkpoint, load, packed_weights
+from engines.tensorrt.options import BuildOptions
+from exporter.checkpoint import find_checkpoint, load, packed_weights, refuse_non_finite
+from exporter.float8_weights import read_float8
+from serving.errors import UserError
 from tests.exports import export_bundle
 
 LARGEST = 448  # of float8 e4m3
@@ -159,6 +162,7 @@ def reference(source: Path, weights: dict[str, torch.Tensor], name: str) -> PreT
     return model
 
 
+@pytest.mark.parametrize("name", ["channel", "static activations", "fp8"])
 def test_onnxruntime_computes_what_it_stands_for(
     name: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -172,9 +176,94 @@ def test_onnxruntime_computes_what_it_stands_for(
         got = logits(model, tokens)
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
     report = json.loads((bundle / "report.json").read_text())
-    assert len(report["compression"]["packed"]) == sum(k.endswith("proj.weight") for k in weights)
+    packed = report["compression"]["packed"].values()
+    assert [asdict(FORMATS[name].scheme)] * len(packed) == list(packed)
 
 
 def logits(model: Any, tokens: list[int]) -> np.ndarray:
     positions = np.arange(len(tokens))[None]
     return np.asarray(model.engine.step(np.array([tokens]), np.array([0]), positions)[0])
+
+
+def test_an_engine_of_tensorrt_holds_float8(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In bfloat16, which most of these checkpoints come from."""
+    pytest.importorskip("tensorrt_rtx")
+    float8_copy(checkpoint("llama"), tmp_path / "float8", "static activations")
+    bundle = export_bundle(
+        tmp_path / "float8",
+        tmp_path / "bundle",
+        dtype="bfloat16",
+        targets=("tensorrt-rtx",),
+        max_length=64,
+    )
+    stored = load_file(tmp_path / "float8" / "model.safetensors")
+    engine = (bundle / "model.tensorrt-rtx.engine").read_bytes()
+    for key in (key for key in stored if key.endswith("proj.weight")):
+        numbers = stored[key].view(torch.uint8).numpy()
+        layouts = (numbers, np.ascontiguousarray(numbers.T))
+        assert sum(engine.count(layout.tobytes()[512:1024]) for layout in layouts) == 1, key
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert manifest["engines"][0]["compute_capabilities"] == ["8.9", "12.0", "12.1"]
+    assert manifest["model"]["precision"] == "bfloat16, float8 of compressed-tensors"
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"build_options": BuildOptions(compute_capabilities=("8.6", "8.9"))},
+        "compute capability 8.6 have no float8",
+    ),
+    ({"targets": ("tensorrt",)}, "use --target tensorrt-rtx for this checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED)
+def test_gpus_without_float8_are_refused(
+    options: dict[str, Any], said: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    float8_copy(checkpoint("llama"), tmp_path / "float8", "tensor")
+    with pytest.raises(UserError, match=said):
+        export_bundle(
+            tmp_path / "float8", tmp_path / "bundle", **{"targets": ("tensorrt-rtx",)} | options
+        )
+
+
+@pytest.mark.parametrize("byte", [0x7F, 0xFF], ids=["nan", "negative nan"])
+def test_not_a_number_is_named(
+    byte: int, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    float8_copy(checkpoint("llama"), tmp_path / "float8", "tensor")
+    file = tmp_path / "float8" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"].view(torch.uint8)[3, 5] = byte
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are NaN"):
+        refuse_non_finite(find_checkpoint(str(tmp_path / "float8")), [])
+
+
+def test_blocks_that_do_not_divide_are_cut() -> None:
+    """As transformers pads them: the last block of each axis is smaller."""
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.randn((200, 320), generator=random).to(torch.float8_e4m3fn)
+    scales = torch.rand((2, 3), generator=random)
+    read = read_float8({"weight": numbers, "scale": scales}, "scale", (128, 128))
+    assert read.scheme == Float8Scheme("block", 64)
+    expected = _dequantize_fp8_weight(numbers, scales, [128, 128], torch.float32)
+    np.testing.assert_array_equal(read.dequantized(), expected.numpy())
+
+
+def test_another_float8_is_refused() -> None:
+    weight = torch.ones((2, 2)).to(torch.float8_e5m2)
+    with pytest.raises(UserError, match="which isn't read: export"):
+        read_float8({"weight": weight, "scale": torch.ones(1)}, "scale", None)
+
+
+def test_scales_of_a_float8_cache_are_left_aside(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    float8_copy(checkpoint("llama"), tmp_path / "float8", "tensor")
+    file = tmp_path / "float8" / "model.safetensors"
+    key = "model.layers.0.self_attn.k_scale"
+    save_file(load_file(file) | {key: torch.ones(1)}, file, {"format": "pt"})
+    load(find_checkpoint(str(tmp_path / "float8")), torch.float32)
