@@ -9,9 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
+from engines.quantization.weight_only import check_group_sizes
 from engines.targets import refuse_for_targets, refuse_ranks
 from engines.tensorrt.options import BuildOptions, options_for_float8, refuse_options
 from exporter.attention import UntraceableError
@@ -133,6 +135,10 @@ def make_plan(
     if is_float8:
         build_options = options_for_float8(build_options, targets)
     cache = tuple(probe_layers(checkpoint, model))
+    pruning.check_layers(len(cache))
+    if recipe.group_size is not None and not pruning.changes_widths:
+        inputs = _linear_inputs(model)
+        check_group_sizes(inputs, dict.fromkeys(inputs, recipe.scheme(4)))
     kv_heads = [layer.kv_heads for layer in cache if layer]
     refuse_ranks(tensor_parallel, targets, kv_heads)
     _refuse_stages(stages, len(kv_heads) - pruning.layers, tensor_parallel)
@@ -172,6 +178,15 @@ def make_plan(
     )
     _check_disk(bundle, plan.disk)
     return plan
+
+
+def _linear_inputs(model: PreTrainedModel) -> dict[str, int]:
+    """The input channels of each linear layer's weight, by its name."""
+    return {
+        f"{name}.weight": module.nx if isinstance(module, Conv1D) else module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D | torch.nn.Linear)
+    }
 
 
 def _refuse_stages(stages: int, layers: int, ranks: int) -> None:
