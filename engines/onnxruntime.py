@@ -14,12 +14,14 @@ from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
+from engines.passes.widened_float8 import widen_float8_weights
 from serving.contract import CUDA_MODEL_FILE
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 
 PASSES = (
+    widen_float8_weights,
     lower_integer_matmul,
     lower_block_quantized_weights,
     lower_to_group_query_attention,

@@ -22,6 +22,8 @@ from exporter.versions import version_of
 from serving.bundle import EngineInfo, GraphInfo, LayerInfo, Target
 from serving.contract import CONTRACT_VERSION
 
+_INTEGERS = (ir.DataType.INT4, ir.DataType.INT8)
+
 
 def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
     """What the manifest says of the graph; pruning may have changed the layers."""
@@ -44,8 +46,10 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
         vocab_size=static_size(graph.outputs[0], 2),
         dtype=plan.dtype,
         quantized_cache="int8" if pasts[0].dtype == ir.DataType.INT8 else None,
-        integer_weights=any(linear.dequantize for linear in linears),
-        integer_activations=any(_is_dequantized(linear.source) for linear in linears),
+        integer_weights=any(
+            linear.dequantize and _are_integers(linear.dequantize.outputs[0]) for linear in linears
+        ),
+        integer_activations=any(_are_integers(linear.source) for linear in linears),
         layers=tuple(layers),
         lora=lora_tables(model),
         max_length=plan.max_length,
@@ -53,9 +57,13 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
     )
 
 
-def _is_dequantized(value: ir.Value) -> bool:
+def _are_integers(value: ir.Value) -> bool:
+    """Whether a value is dequantised integers."""
     producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return False
+    operand = producer.inputs[0]
+    return operand is not None and operand.dtype in _INTEGERS
 
 
 def build_engines(
@@ -84,7 +92,7 @@ def build_engines(
             for rank in range(len(ranks))
         ]
     if "onnxruntime" in plan.targets:
-        needs_exact = graph.is_quantized and writes_exact
+        needs_exact = (graph.is_quantized or plan.is_float8) and writes_exact
         exact = write_exact(model, partial / "exact") if needs_exact else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
@@ -156,26 +164,36 @@ def _write_check_graph(
 
     That of several ranks is one graph, in which they run in lock-step.
     """
-    from engines.passes.widened_floats import widen_floats
+    from engines.passes.widened_float8 import widen_float8_weights
     from engines.tensorrt.lowering import lower
 
     lowered = [model.clone() for model in ranks]
     for model in lowered:
         lower(model, capacity_of(plan))
     model = join_ranks(lowered)
-    if plan.dtype == "bfloat16":
-        widen_floats(model, ir.DataType.BFLOAT16)
-        graph = graph.model_copy(update={"dtype": "float32"})
+    weight_bytes = _weight_bytes(model)
+    widen_float8_weights(model)  # else they are dequantised in each step, which takes long
+    graph = _widen_bfloat16(model, graph)
     directory.mkdir()
     onnxruntime_target.write(model, directory)
-    return Subject(directory, graph, targets)
+    return Subject(directory, graph, targets, engine_weight_bytes=weight_bytes)
+
+
+def _widen_bfloat16(model: ir.Model, graph: GraphInfo) -> GraphInfo:
+    """Compute a bfloat16 graph in float32, in place: ONNX Runtime has no kernels for it."""
+    from engines.passes.widened_floats import widen_floats
+
+    if graph.dtype != "bfloat16":
+        return graph
+    widen_floats(model, ir.DataType.BFLOAT16)
+    return graph.model_copy(update={"dtype": "float32"})
 
 
 def write_uncompressed(model: ir.Model, directory: Path, plan: Plan) -> Subject:
     """Write the graph as it is before it is made smaller, for the parity gate."""
     model = model.clone()
     optimize(model, plan.adapted)
-    graph = graph_info(model, plan)
+    graph = _widen_bfloat16(model, graph_info(model, plan))
     onnxruntime_target.lower(model)
     directory.mkdir()
     onnxruntime_target.write(model, directory)

@@ -38,7 +38,7 @@ class Checkpoint:
     """The file that each is in."""
     trust_remote_code: bool
     packing: Packing | None = None
-    """How it stores integer weights, if it does."""
+    """How it stores weights of few bits, if it does."""
 
     @property
     def parameters(self) -> int:
@@ -83,7 +83,7 @@ def find_checkpoint(
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
     """Load all weights in ``dtype``; raises UserError if any is missing, misshapen or left over.
 
-    Weights that the checkpoint stores as integers become the numbers that these stand for.
+    Weights that the checkpoint stores in few bits become the numbers that these stand for.
     """
     try:
         model, info = _from_pretrained(checkpoint, dtype)
@@ -110,15 +110,19 @@ def refuse_non_finite(checkpoint: Checkpoint, unused: Collection[str]) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are; integers and floats of 8 bits aren't looked at."""
-    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or not tensor.numel():
+    """Whether all numbers are; integers aren't looked at."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype == torch.float8_e4m3fn:  # one NaN of each sign, and no infinity
+        return not bool((tensor.view(torch.uint8) & 0x7F == 0x7F).any())
+    if tensor.dtype.itemsize == 1:
         return True
     # NaN wins over all other numbers. One pass, and no copy of the tensor.
     return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def packed_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, PackedWeight]]:
-    """The weights that a checkpoint stores as integers, one at a time, with their names."""
+    """The weights that a checkpoint stores in few bits, one at a time, with their names."""
     if checkpoint.packing is None:
         return
     modules, _ = checkpoint.packing.split(checkpoint.tensors)

@@ -14,6 +14,7 @@ from engines.pruning.layers import measure_layers
 from engines.pruning.plan import Pruning
 from engines.pruning.pruning import PruningReport, prune
 from engines.quantization.apply import QuantizationReport, quantize
+from engines.quantization.float8 import Float8Scheme
 from engines.quantization.weights import WeightScheme
 from engines.standard import optimize
 from exporter.calibration_windows import TokenWindows
@@ -28,8 +29,8 @@ from serving.engine import IntArray
 class CompressionReport:
     """What was removed, and which weights got how many bits."""
 
-    packed: dict[str, WeightScheme] = field(default_factory=dict)
-    """The weights that the checkpoint stores as integers, by name."""
+    packed: dict[str, WeightScheme | Float8Scheme] = field(default_factory=dict)
+    """The weights that the checkpoint stores in few bits, by name."""
     pruning: PruningReport | None = None
     quantization: QuantizationReport | None = None
 
@@ -99,6 +100,10 @@ def compression_markdown(report: CompressionReport) -> list[str]:
     return lines
 
 
-def _describe(scheme: WeightScheme) -> str:
+def _describe(scheme: WeightScheme | Float8Scheme) -> str:
+    if isinstance(scheme, Float8Scheme):
+        scales = f"block of {scheme.block_size}" if scheme.block_size else scheme.scales
+        activations = "float8 with a static scale" if scheme.activations else "floats"
+        return f"float8, one scale a {scales}; their activations are {activations}"
     groups = f"groups of {scheme.group_size}" if scheme.group_size else "one scale a row"
     return f"{scheme.bits} bits, {groups}{'' if scheme.symmetric else ', asymmetric'}"

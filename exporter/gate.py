@@ -53,6 +53,8 @@ class Subject:
     """Where the standard Q/DQ graph is that it was lowered from, if it is quantised."""
     stages: tuple[Path, ...] = ()
     """Where each stage is, if the graph is split."""
+    engine_weight_bytes: int | None = None
+    """Of the engines that it stands for, where its own weights are wider."""
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -61,7 +63,9 @@ class Subject:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all its weights."""
+        """Bytes of all weights, as engines have them."""
+        if self.engine_weight_bytes is not None:
+            return self.engine_weight_bytes
         return sum((part / WEIGHTS_FILE).stat().st_size for part in self.parts)
 
     def open(

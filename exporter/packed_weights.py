@@ -1,13 +1,14 @@
-"""Reading weights that a checkpoint stores as integers: AWQ, GPTQ and compressed-tensors.
+"""Reading weights that a checkpoint stores in few bits: AWQ, GPTQ, compressed-tensors and fp8.
 
-Each stores a linear layer's weight in several tensors. What they hold is read into the common form
-(engines/quantization/weights.py) as it is; nothing is rounded again.
+Each stores a linear layer's weight in several tensors. What they hold is read into a common form
+(engines/quantization/weights.py and float8.py) as it is; nothing is rounded again.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -16,8 +17,11 @@ import torch
 from engines.initializers import add_initializer
 from engines.linears import Linear, find_linears
 from engines.passes.insertion import Inserter
-from engines.quantization.qdq import quantize_initializer
+from engines.quantization.activations import quantize_source
+from engines.quantization.float8 import Float8Scheme, Float8Weight
+from engines.quantization.qdq import quantize_initializer, store_as_float8
 from engines.quantization.weights import QuantizedWeight, WeightScheme
+from exporter.float8_weights import block_of, read_float8, stores_float8
 from serving.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -29,9 +33,9 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A stored weight; column j of the integers belongs to input channel ``order[j]``, if given."""
+    """A stored weight; column j of the numbers belongs to input channel ``order[j]``, if given."""
 
-    quantized: QuantizedWeight
+    quantized: QuantizedWeight | Float8Weight
     order: npt.NDArray[np.int64] | None = None
 
     def dequantized(self) -> npt.NDArray[np.float32]:
@@ -42,11 +46,16 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class Packing:
-    """How a checkpoint stores integers: ``suffixes`` of the tensors that make up one weight."""
+    """How a checkpoint stores weights: ``suffixes`` of the tensors that make up one of them.
+
+    Tensors with a suffix of ``unused`` have no meaning here.
+    """
 
     method: str
     suffixes: tuple[str, ...]
     unpack: Callable[[Tensors], PackedWeight]
+    is_float8: bool = False
+    unused: tuple[str, ...] = ()
 
     def split(self, names: Mapping[str, object]) -> tuple[dict[str, list[str]], list[str]]:
         """The stored tensors of each packed weight, by its module, and those stored plainly."""
@@ -59,7 +68,7 @@ class Packing:
             module, _, suffix = name.rpartition(".")
             if module in modules and suffix in self.suffixes:
                 modules[module].append(name)
-            else:
+            elif suffix not in self.unused:
                 plain.append(name)
         return modules, plain
 
@@ -90,6 +99,8 @@ def packing_of(settings: Mapping[str, Any], name: str) -> Packing:
                 "weight_g_idx",
             )
             return Packing("compressed-tensors", suffixes, _unpack_compressed)
+        if stores_float8(settings):
+            return _float8_packing(method, settings, "weight_scale", "input_scale")
         if settings.get("format") in ("int-quantized", "naive-quantized"):
             suffixes = (
                 "weight_scale",
@@ -99,22 +110,33 @@ def packing_of(settings: Mapping[str, Any], name: str) -> Packing:
                 "input_zero_point",
             )
             return Packing("compressed-tensors", suffixes, _read_integers)
-    if method in ("fp8", "fbgemm_fp8") or settings.get("format") == "float-quantized":
-        raise UserError(
-            f"{name} stores its weights in FP8, which isn't read yet: export the checkpoint that "
-            "it was made from, with --int8 for weights of the same size."
-        )
+    if method == "fp8":
+        return _float8_packing(method, settings, "weight_scale_inv", "activation_scale")
     kind = settings.get("format", settings.get("version"))
     raise UserError(
         f"{name} is quantised by {method!r} ({kind}, {settings.get('bits', 'unsaid')} bits), which "
-        "isn't read here: AWQ of 4 bits, GPTQ of 4 or 8, and compressed-tensors' int-quantized and "
-        "pack-quantized are; or export the unquantised checkpoint with --int4 or --int8."
+        "isn't read here: AWQ of 4 bits, GPTQ of 4 or 8, compressed-tensors' int-quantized, "
+        "pack-quantized and float-quantized, and fp8 are; or export the unquantised checkpoint "
+        "with --int4 or --int8."
+    )
+
+
+def _float8_packing(
+    method: str, settings: Mapping[str, Any], scales: str, activation_scale: str
+) -> Packing:
+    block = block_of(settings)
+    return Packing(
+        method,
+        (scales, "weight", activation_scale),
+        lambda tensors: PackedWeight(read_float8(tensors, scales, block)),
+        is_float8=True,
+        unused=("k_scale", "v_scale"),  # of a float8 KV cache
     )
 
 
 def pack_graph(
     model: ir.Model, packed: Iterable[tuple[str, PackedWeight]]
-) -> dict[str, WeightScheme]:
+) -> dict[str, WeightScheme | Float8Scheme]:
     """Give a simplified graph its weights as the checkpoint stores them, in place.
 
     Only those of linear layers: another weight stays float. Returns what was packed, by name.
@@ -122,16 +144,37 @@ def pack_graph(
     linears: dict[str, list[Linear]] = {}
     for linear in find_linears(model):
         linears.setdefault(linear.name, []).append(linear)
-    schemes = {}
+    schemes: dict[str, WeightScheme | Float8Scheme] = {}
+    activation_scales = {}
     for name, weight in packed:
-        if name in linears:
-            if weight.order is not None:
-                for linear in linears[name]:
-                    _reorder_inputs(model.graph, linear, weight.order)
-            first = linears[name][0]
-            quantize_initializer(model, first.weight, weight.quantized, transposed=first.transposed)
-            schemes[name] = weight.quantized.scheme
+        if name not in linears:
+            continue
+        first, quantized = linears[name][0], weight.quantized
+        schemes[name] = quantized.scheme
+        if isinstance(quantized, Float8Weight):
+            store_as_float8(model, first.weight, quantized, transposed=first.transposed)
+            if quantized.activation_scale is not None:
+                activation_scales[name] = quantized.activation_scale
+            continue
+        if weight.order is not None:
+            for linear in linears[name]:
+                _reorder_inputs(model.graph, linear, weight.order)
+        quantize_initializer(model, first.weight, quantized, transposed=first.transposed)
+    _round_activations(model.graph, linears, activation_scales)
     return schemes
+
+
+def _round_activations(
+    graph: ir.Graph, linears: Mapping[str, Sequence[Linear]], scales: Mapping[str, float]
+) -> None:
+    """Let layers, by their weight's name, read activations in float8; once where that is equal."""
+    groups: dict[tuple[ir.Value, float], list[Linear]] = {}
+    for name, sharing in linears.items():
+        if name in scales:
+            for linear in sharing:
+                groups.setdefault((linear.source, scales[name]), []).append(linear)
+    for (_, scale), group in groups.items():
+        quantize_source(graph, group, scale, ml_dtypes.float8_e4m3fn)
 
 
 def _reorder_inputs(graph: ir.Graph, linear: Linear, order: npt.NDArray[np.int64]) -> None:

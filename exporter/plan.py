@@ -10,11 +10,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
+from engines.quantization.weight_only import check_group_sizes
 from engines.targets import refuse_for_targets, refuse_ranks
-from engines.tensorrt.options import BuildOptions, refuse_options
+from engines.tensorrt.options import BuildOptions, options_for_float8, refuse_options
 from exporter.adapters import adapted_modules, refuse_adapters
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
@@ -57,7 +59,9 @@ class Plan:
     adapted: tuple[str, ...]
     """The last names of the linear layers that take LoRA adapters."""
     packing: str | None
-    """What made the checkpoint's weights integers, if they are."""
+    """What gave the checkpoint's weights few bits, if they have."""
+    is_float8: bool
+    """Whether these are float8."""
     cache: tuple[CacheLayer | None, ...]
     """What each cache layer holds; None holds nothing of its own."""
     weight_bytes: int
@@ -76,7 +80,8 @@ class Plan:
     @property
     def precision(self) -> str:
         """The types of weights and activations in a few words."""
-        packed = f"integers of {self.packing}" if self.packing else None
+        numbers = "float8" if self.is_float8 else "integers"
+        packed = f"{numbers} of {self.packing}" if self.packing else None
         return ", ".join(filter(None, (self.dtype, packed, self.recipe.describe())))
 
     @property
@@ -136,7 +141,14 @@ def make_plan(
     refuse_options(
         build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
     )
+    is_float8 = checkpoint.packing is not None and checkpoint.packing.is_float8
+    if is_float8:
+        build_options = options_for_float8(build_options, targets)
     cache = tuple(probe_layers(checkpoint, model))
+    pruning.check_layers(len(cache))
+    if recipe.group_size is not None and not pruning.changes_widths:
+        inputs = _linear_inputs(model)
+        check_group_sizes(inputs, dict.fromkeys(inputs, recipe.scheme(4)))
     kv_heads = [layer.kv_heads for layer in cache if layer]
     refuse_ranks(tensor_parallel, targets, kv_heads)
     _refuse_stages(stages, len(kv_heads) - pruning.layers, tensor_parallel)
@@ -167,6 +179,7 @@ def make_plan(
         recipe=recipe,
         adapted=adapted_modules(model, lora_modules) if lora else (),
         packing=checkpoint.packing.method if checkpoint.packing else None,
+        is_float8=is_float8,
         cache=cache,
         weight_bytes=weight_bytes,
         engine_bytes=engine_bytes + repeated,
@@ -176,6 +189,15 @@ def make_plan(
     )
     _check_disk(bundle, plan.disk)
     return plan
+
+
+def _linear_inputs(model: PreTrainedModel) -> dict[str, int]:
+    """The input channels of each linear layer's weight, by its name."""
+    return {
+        f"{name}.weight": module.nx if isinstance(module, Conv1D) else module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D | torch.nn.Linear)
+    }
 
 
 def _refuse_stages(stages: int, layers: int, ranks: int) -> None:

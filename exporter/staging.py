@@ -79,4 +79,5 @@ def _joined_subject(subjects: Sequence[Subject], partial: Path, exact: Path | No
     """The gates' subject for one engine in stages, of each stage's own."""
     first = subjects[0]
     stages = tuple(subject.directory for subject in subjects)
-    return Subject(partial, first.graph, first.targets, exact, stages)
+    weight_bytes = sum(subject.weight_bytes for subject in subjects)
+    return Subject(partial, first.graph, first.targets, exact, stages, weight_bytes)

@@ -57,6 +57,10 @@ _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 # They would make FusedMatMul of products that aren't rows times weights, which ours isn't for.
 _OTHER_PRODUCTS = ["MatmulTransposeFusion", "MatMulScaleFusion"]
 
+# It joins a residual's Add and the normalisation behind it. On the CPU that operator takes many
+# times as long as the two: see docs/benchmarks.md.
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]
+
 
 class OnnxRuntimeEngine(Closing):
     """A decoder graph in ONNX Runtime with ``slots`` rows of ``capacity`` tokens of KV cache.
@@ -252,9 +256,9 @@ def open_session(
                 ort.preload_dlls()  # CUDA's libraries from the wheels beside onnxruntime-gpu
         options.add_session_config_entry("session.force_spinning_stop", str(int(takes_turns)))
         kernels = library() if provider == "cpu" else None
-        disabled = []
+        disabled = list(_SLOW_FUSIONS) if provider == "cpu" else []
         if kernels:
-            disabled = _register(kernels, options, float32=float32, float32_cache=float32_cache)
+            disabled += _register(kernels, options, float32=float32, float32_cache=float32_cache)
         session = ort.InferenceSession(
             graph,
             options,

@@ -1,4 +1,4 @@
-"""Store integer weights as [in, out] where TensorRT keeps that once.
+"""Store weights of integers and float8 as [in, out] where TensorRT keeps that once.
 
 From [out, in] with a Transpose, it would store a second, transposed copy for the kernels for one
 token: an engine twice as large. Groups of 4 bits have kernels that read [out, in].
@@ -10,6 +10,8 @@ import onnx_ir as ir
 from engines.initializers import add_initializer
 from engines.passes.insertion import Inserter, take_place
 from engines.passes.sizes import static_size
+
+_EIGHT_BITS = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
 
 def lay_out_integer_weights(model: ir.Model) -> None:
@@ -28,7 +30,7 @@ def _is_weight_alone(node: ir.Node) -> bool:
     integers, scales = node.inputs[:2]
     if integers is None or not integers.is_initializer() or scales is None:
         return False
-    if integers.dtype != ir.DataType.INT8 and len(scales.shape or ()) != 1:
+    if integers.dtype not in _EIGHT_BITS and len(scales.shape or ()) != 1:
         return False
     readers = [use.node for use in node.outputs[0].uses()]
     turned = [reader for reader in readers if reader.op_type == "Transpose"]
@@ -71,11 +73,11 @@ def _lay_out(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _turned(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
-    """A transposed matrix of integers or scales; a vector is left as it is."""
+    """A transposed matrix of numbers or scales; a vector is left as it is."""
     assert value is not None
     assert value.const_value is not None
     array = value.const_value.numpy()
-    if array.ndim == 1:
+    if array.ndim < 2:
         return value
     return add_initializer(graph, f"{value.name}.turned", np.ascontiguousarray(array.T))
 

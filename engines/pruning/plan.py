@@ -35,6 +35,19 @@ class Pruning:
         if self.weights is not None and self.two_of_four:
             raise UserError("--prune and --prune-2-4 exclude each other: choose one.")
 
+    def check_layers(self, layers: int) -> None:
+        """Raise UserError if none of so many layers would stay."""
+        if self.layers >= layers:
+            raise UserError(
+                f"--prune-layers {self.layers} would remove all {layers} layers: at least one has "
+                "to stay."
+            )
+
+    @property
+    def changes_widths(self) -> bool:
+        """Whether linear layers lose inputs."""
+        return self.heads is not None or self.channels is not None
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be pruned."""

@@ -143,10 +143,7 @@ def _prune_layers(
     model: ir.Model, count: int, layer_changes: Sequence[float] | None
 ) -> tuple[int, ...]:
     layers = len(find_layers(model))
-    if count >= layers:
-        raise UserError(
-            f"--prune-layers {count} would remove all {layers} layers: at least one has to stay."
-        )
+    Pruning(layers=count).check_layers(layers)
     scores = rank_layers(model) if layer_changes is None else layer_changes
     kept = most_important(scores, layers - count)
     removed = tuple(index for index in range(layers) if index not in kept)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from engines.calibration import observe
@@ -77,18 +78,27 @@ def linears_by_source(model: ir.Model) -> Iterator[list[Linear]]:
     yield from groups.values()
 
 
-def quantize_source(graph: ir.Graph, linears: Sequence[Linear], scale: float) -> None:
-    """Let these layers, which have one source, read it as int8 times ``scale``; edits in place."""
+def quantize_source(
+    graph: ir.Graph,
+    linears: Sequence[Linear],
+    scale: float,
+    dtype: npt.DTypeLike = np.int8,
+) -> None:
+    """Let these layers, which have one source, read it as ``dtype`` times ``scale``; in place.
+
+    ``linears`` are in the graph's order; ``dtype`` is int8 or float8_e4m3fn.
+    """
     source = linears[0].source
     assert source.dtype is not None
     name = linears[0].matmul.name or linears[0].name
     inputs = [
         add_initializer(graph, f"{name}/activation_scale", np.array(scale, source.dtype.numpy())),
-        add_initializer(graph, "activation_zero", np.zeros((), np.int8)),
+        add_initializer(graph, "activation_zero", np.zeros((), dtype)),
     ]
     insert = Inserter(graph, linears[0].matmul, f"{name}/activations")
     integers = insert.value("QuantizeLinear", [source, *inputs])
-    integers.shape, integers.type = source.shape, ir.TensorType(ir.DataType.INT8)
+    integers.shape = source.shape
+    integers.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
     floats = insert.value("DequantizeLinear", [integers, *inputs])
     floats.shape, floats.type = source.shape, source.type
     for linear in linears:

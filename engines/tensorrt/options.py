@@ -1,7 +1,7 @@
 """What a user may choose about how a TensorRT engine is compiled, and what each target takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.bundle import DType, HardwareCompatibility, Target
 from serving.errors import UserError
@@ -17,6 +17,9 @@ COMPUTE_CAPABILITIES = {
 }
 # Turing has no bfloat16.
 AMPERE_AND_NEWER = tuple(capability for capability in COMPUTE_CAPABILITIES if capability != "7.5")
+
+ADA_AND_NEWER = ("8.9", "12.0", "12.1")
+"""Those with float8: TensorRT-RTX 1.7 calls it a "HW-specific datatype" of these."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ def parse_compute_capabilities(text: str) -> tuple[str, ...]:
                 f"choose from {', '.join(COMPUTE_CAPABILITIES)}."
             )
     return given
+
+
+def options_for_float8(options: BuildOptions, targets: Sequence[Target]) -> BuildOptions:
+    """The options for a model with float8 weights, which fewer GPUs have.
+
+    Raises UserError for a target or a GPU without them.
+    """
+    if "tensorrt" in targets:
+        raise UserError(
+            "Engines of tensorrt run on Ampere and newer GPUs, and float8 needs Ada: use --target "
+            "tensorrt-rtx for this checkpoint, or export the one that it was made from."
+        )
+    for capability in options.compute_capabilities:
+        if capability not in ADA_AND_NEWER:
+            raise UserError(
+                f"GPUs of compute capability {capability} have no float8, in which this "
+                f"checkpoint's weights are: choose from {', '.join(ADA_AND_NEWER)}."
+            )
+    return replace(options, compute_capabilities=options.compute_capabilities or ADA_AND_NEWER)
 
 
 def refuse_options(

@@ -155,6 +155,28 @@ def test_options_that_cannot_be(
     assert says in refusal(tmp_path, checkpoint("llama"), tmp_path / "bundle", *options)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--prune-layers", "2"], "would remove all 2 layers"),
+        (
+            ["--int4", "--group-size", "128"],
+            "A group size of 128 doesn't divide the 64 inputs of",
+        ),
+    ],
+)
+def test_what_the_config_forbids_is_said_before_tracing(
+    architecture: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    options: list[str],
+    says: str,
+) -> None:
+    model = checkpoint(architecture)
+    assert says in refusal(tmp_path, model, tmp_path / "bundle", "--dry-run", *options)
+
+
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tmp_path / "bundle"
     file = tmp_path / "file"

@@ -187,8 +187,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "'awq' \\(gemv, 4 bits\\)"),
     ({"quant_method": "gptq", "bits": 3}, "'gptq' .*3 bits"),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes'"),
-    ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "in FP8, which isn't"),
-    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "in FP8, which isn't read yet"),
+    ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "'compressed-tensors'"),
+    ({"quant_method": "fbgemm_fp8"}, "'fbgemm_fp8'"),
 ]
 
 

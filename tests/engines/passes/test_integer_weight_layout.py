@@ -37,6 +37,24 @@ def test_a_tied_weight_is_turned_once_for_both(layout: str, groups: int | None) 
     assert product.inputs[1] is node.outputs[0]
 
 
+@pytest.mark.parametrize("scales", [(), (12,), (12, 2)])
+def test_float8_is_turned_whatever_has_a_scale(scales: tuple[int, ...]) -> None:
+    """TensorRT-RTX keeps a second copy of [out, in], with one scale and with blocks."""
+
+    def make() -> ir.Model:
+        layout = BY_GROUP if len(scales) == 2 else BY_ROW
+        model = tied(layout, 2 if len(scales) == 2 else None, ml_dtypes.float8_e4m3fn)
+        if not scales:
+            only = np.array(0.5, np.float32)
+            model.graph.initializers["scales"].const_value = ir.tensor(only, name="scales")
+            model.graph.initializers["scales"].shape = ir.Shape([])
+        return model
+
+    after = assert_same_numbers(make, lay_out_integer_weights, INPUTS)
+    (node,) = (node for node in after.graph if node.op_type == "DequantizeLinear")
+    assert node.inputs[0].shape == ir.Shape([8, 12])
+
+
 def test_four_bits_by_row_are_turned_too() -> None:
     model = tied(BY_ROW, None, ml_dtypes.int4)
     lay_out_integer_weights(model)

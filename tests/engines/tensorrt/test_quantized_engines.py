@@ -12,18 +12,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from engines.linears import find_linears
 from engines.pruning.sparsity import prunable_linears, two_largest_of_four, zero_weights
+from engines.quantization.activations import quantize_source
+from engines.quantization.float8 import Float8Weight
 from engines.quantization.kv_cache import largest_entries, quantize_kv_cache
+from engines.quantization.qdq import store_as_float8
 from engines.quantization.smoothquant import quantize_w8a8
 from engines.quantization.weight_only import quantizable_weights, quantize_weights
 from engines.quantization.weights import WeightScheme
 from engines.standard import optimize
 from engines.tensorrt.builder import DEFAULTS, build
-from engines.tensorrt.options import BuildOptions
+from engines.tensorrt.options import ADA_AND_NEWER, BuildOptions
 from exporter.tracing import cache_layers, trace
+from serving.errors import UserError
 
 pytest.importorskip("tensorrt_rtx")
 WINDOWS = list(np.random.default_rng(0).integers(0, 512, (2, 24)))
+FLOAT8 = ml_dtypes.float8_e4m3fn
 LARGE = 10_000  # numbers; more than any table of positions or scales here
 
 
@@ -54,6 +60,21 @@ def quantize(model: ir.Model, *schemes: WeightScheme) -> None:
     """Quantise all weights, with these schemes by turns."""
     names = enumerate(quantizable_weights(model))
     quantize_weights(model, {name: schemes[i % len(schemes)] for i, name in names})
+
+
+def store_linears_as_float8(model: ir.Model, scales: str, activation_scale: float | None) -> None:
+    """All but the tied head; ``scales`` is what has one of its own."""
+    random = np.random.default_rng(3)
+    for linear in list(find_linears(model)):
+        if "layers" not in linear.name:
+            continue
+        rows, columns = linear.outputs, linear.inputs
+        shape = {"tensor": (), "row": (rows,), "block": (rows, columns // 64)}[scales]
+        numbers = random.standard_normal((rows, columns)).astype(FLOAT8)
+        stored = Float8Weight(numbers, random.uniform(0.01, 0.02, shape).astype(np.float32))
+        store_as_float8(model, linear.weight, stored, transposed=linear.transposed)
+        if activation_scale is not None:
+            quantize_source(model.graph, [linear], activation_scale, FLOAT8)
 
 
 def built(model: ir.Model, directory: Path, options: BuildOptions = DEFAULTS) -> bytes:
@@ -122,6 +143,43 @@ def test_float_weights(tied: ir.Model, tmp_path: Path) -> None:
     engine = built(tied, tmp_path)
     for name, array in matrices(tied).items():
         assert times_stored(engine, array) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("scales", "activation_scale"),
+    [("tensor", None), ("row", None), ("block", None), ("tensor", 0.05), ("row", 0.05)],
+)
+def test_float8(
+    tied: ir.Model, tmp_path: Path, scales: str, activation_scale: float | None
+) -> None:
+    store_linears_as_float8(tied, scales, activation_scale)
+    engine = built(tied, tmp_path, BuildOptions(compute_capabilities=ADA_AND_NEWER))
+    stored = [array for array in matrices(tied).values() if array.dtype == FLOAT8]
+    assert len(stored) == 4, "queries with keys and values, output, gate with up, down"
+    for array in stored:
+        assert times_stored(engine, array) == 1
+        assert times_stored(engine, array.astype(np.float16)) == 0
+
+
+@pytest.mark.parametrize(
+    ("scales", "activation_scale", "capability", "reason"),
+    [
+        ("row", None, "8.6", "HW-specific datatypes: fp8_e4m3"),
+        ("block", 0.05, "8.9", r"CHECK\(is_constant\(\)\) failed"),
+    ],
+)
+def test_float8_that_is_not_given_to_tensorrt(
+    tied: ir.Model,
+    tmp_path: Path,
+    scales: str,
+    activation_scale: float | None,
+    capability: str,
+    reason: str,
+) -> None:
+    """TensorRT-RTX's own reasons. Where this fails it has learnt more, and we can give it more."""
+    store_linears_as_float8(tied, scales, activation_scale)
+    with pytest.raises(UserError, match=reason):
+        built(tied, tmp_path, BuildOptions(compute_capabilities=(capability,)))
 
 
 def test_integer_activations(tied: ir.Model, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Integers to floats and back, symmetric, with scales of a tensor, an axis or blocks.
+"""Integers and float8 to floats and back, symmetric, with scales of a tensor, an axis or blocks.
 
 Blocks follow from the scales: along each axis there are as many as they have entries.
 """
@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.engines.tensorrt.interpreter.values import Array, Evaluators, dtype_of
+from tests.engines.tensorrt.interpreter.values import DTYPES, Array, Evaluators, dtype_of
+
+FLOAT8 = DTYPES["FP8"]
+LARGEST = 448  # of float8
 
 
 def quantize(layer: Any, value: Array, scale: Array, zero: Array | None = None) -> Array:
     require_symmetric(zero)
     dtype = dtype_of(layer.to_type)
+    if dtype == FLOAT8:
+        return np.clip(value / spread(layer, scale, value), -LARGEST, LARGEST).astype(dtype)
     limits = {"int8": (-128, 127), "int4": (-8, 7)}[dtype.name]
     return np.clip(np.rint(value / spread(layer, scale, value)), *limits).astype(dtype)
 

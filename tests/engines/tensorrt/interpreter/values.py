@@ -15,6 +15,7 @@ DTYPES = {
     "FLOAT": np.dtype(np.float32),
     "HALF": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "FP8": np.dtype(ml_dtypes.float8_e4m3fn),
     "INT4": np.dtype(ml_dtypes.int4),
     "INT8": np.dtype(np.int8),
     "UINT8": np.dtype(np.uint8),
