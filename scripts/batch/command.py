@@ -130,7 +130,8 @@ def _generate_on_ray(lines: list[Line], *setting: Any, **limits: Any) -> Iterato
 def _write(generated: Iterable[str], results: Output, count: int) -> int:
     """Write results as they come; returns how many tokens were generated."""
     tokens = 0
-    with click.progressbar(generated, length=count, file=sys.stderr) as bar:
+    is_hidden = not sys.stderr.isatty()
+    with click.progressbar(generated, length=count, file=sys.stderr, hidden=is_hidden) as bar:
         for line in bar:
             tokens += results.add(line).get("new_tokens", 0)
     return tokens

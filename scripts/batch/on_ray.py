@@ -37,8 +37,8 @@ def generate(
     ray.cloudpickle.register_pickle_by_value(scripts.batch)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
         threads = opening["threads"] or _threads(concurrency)
         dataset = ray.data.from_items(
             [{"number": line.number, "text": line.text} for line in lines],
