@@ -3,21 +3,30 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serving.errors import UserError
 
+Tool = Mapping[str, Any]
+"""A function that the model may call, as OpenAI's API describes it."""
+
 
 class Message(TypedDict):
-    """One turn of a conversation; ``role`` is "system", "user" or "assistant"."""
+    """One turn of a conversation; ``role`` is "system", "user", "assistant" or "tool".
+
+    ``tool_calls`` are an assistant's, as OpenAI's API has them but with arguments as an object.
+    """
 
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 class ChatTemplate:
@@ -38,13 +47,25 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
+            self._variables = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise UserError(
                 f"The bundle's chat template can't be read ({error}): use generate instead."
             ) from error
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it tells the model of tools."""
+        return "tools" in self._variables
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """Return the conversation as the model's prompt.
 
         Raises UserError if the template refuses the messages.
@@ -52,12 +73,12 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(
                 f"The chat template refuses this conversation ({error}): change its messages."
             ) from error

@@ -9,6 +9,7 @@ from serving.commands.embed import embed
 from serving.commands.encrypt import decrypt, encrypt
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
+from serving.commands.http import http
 from serving.commands.inspect import inspect
 from serving.commands.keys import keys
 from serving.commands.restore import restore
@@ -26,6 +27,7 @@ COMMANDS = (
     chat,
     score,
     embed,
+    http,
     bench,
     inspect,
     restore,

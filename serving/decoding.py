@@ -51,7 +51,8 @@ class Token:
     ``text`` is what became certain with it (maybe nothing); ``finish_reason`` is set on the last
     token, "stop" for an EOS token or a stop string and "length" for a limit. So many tokens were
     ``drafted`` for the step that begins with this one; a ``speculated`` token came of such a draft
-    and needed no step.
+    and needed no step. The first token says how many of the prompt's were ``reused``: copied from
+    what an earlier one left.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Token:
     logprobs: LogProbs | None = None
     drafted: int = 0
     speculated: bool = False
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from serving.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from serving.chat import ChatTemplate, Message
+    from serving.chat import ChatTemplate, Message, Tool
 
 TokenIds = Sequence[int] | IntArray
 Prompt = str | TokenIds
@@ -35,9 +35,11 @@ class PromptEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer adds itself."""
-        return list(self.require_tokenizer().encode(text).ids)
+        return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence["Message"]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence["Message"], tools: "Sequence[Tool] | None" = None
+    ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply.
 
         Raises UserError if the bundle has no chat template or the template refuses the messages.
@@ -47,9 +49,9 @@ class PromptEncoder:
                 "This bundle has no chat template: use generate with a plain prompt, or export a "
                 "checkpoint that has one."
             )
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, tools=tools)
         # The template writes the special tokens itself.
-        return list(self.require_tokenizer().encode(text, add_special_tokens=False).ids)
+        return self._encode(text, add_special_tokens=False)
 
     def ids(self, prompt: Prompt) -> IntArray:
         """Token ids [n] of a text, or those given, checked; raises UserError for bad ones."""
@@ -67,6 +69,18 @@ class PromptEncoder:
                     "it."
                 )
         return np.array(prompt, np.int64)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+            raise UserError(
+                f"The text has {text[error.start]!a} at position {error.start}, which is no "
+                "character: send valid Unicode."
+            ) from error
+        return list(
+            self.require_tokenizer().encode(text, add_special_tokens=add_special_tokens).ids
+        )
 
     def require_tokenizer(self) -> "Tokenizer":
         """The tokenizer; raises UserError if there is none."""

@@ -1,12 +1,12 @@
 """Continuous batching: requests join and leave between the steps of one engine."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from serving.decoding import Decoder, Event, Failure, Sequence, extend
+from serving.decoding import Decoder, Event, Failure, Sequence, Token, extend
 from serving.engine import Engine, FloatArray
 from serving.errors import UserError
 from serving.pacing import Pacing
@@ -20,11 +20,15 @@ class DeadlineError(UserError):
 
 @dataclass(slots=True)
 class Prefill:
-    """A sequence whose context is being run: its first ``done`` tokens are in the ``slot``."""
+    """A sequence whose context is being run: its first ``done`` tokens are in the ``slot``.
+
+    So many of them were ``reused``, not run.
+    """
 
     job: Job
     slot: int
     done: int
+    reused: int
 
 
 class Scheduler:
@@ -142,7 +146,7 @@ class Scheduler:
         sequence = job.sequence
         if self._prefixes is not None:
             done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
-        self.prefill = Prefill(job, slot, done)
+        self.prefill = Prefill(job, slot, done, reused=done)
 
     def _running(self) -> Iterator[CachedRow]:
         for slot, job in enumerate(self.active):
@@ -169,6 +173,8 @@ class Scheduler:
         self.prefill = None
         self.active.append(prefill.job)
         event = extend(sequence, logits)
+        if isinstance(event, Token) and len(sequence.generated_ids) == 1:
+            event = replace(event, reused=prefill.reused)
         self._release()
         return event
 

@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,14 @@ from serving.worker.process import work
 
 # Waiting times before a worker that died is started again, in seconds; the last one repeats.
 PAUSES = (0.0, 1.0, 5.0, 30.0)
+
+
+# So many tokens may wait for whoever reads a stream; then it is given up, and its slot is free.
+BACKLOG = 8192
+
+
+class SlowReaderError(UserError):
+    """A stream wasn't read for so long that it was given up."""
 
 
 class WorkerLostError(EngineError):
@@ -65,7 +73,7 @@ class WorkerClient:
         self._supervisor = asyncio.create_task(self._supervise(opened))
         return await opened
 
-    async def generate(self, request: Request) -> AsyncIterator[Token]:
+    async def generate(self, request: Request) -> AsyncGenerator[Token]:
         """Yield the tokens of a request as they come; leaving early cancels it at once.
 
         Raises UserError for a request that can't be run or wasn't finished, and WorkerLostError.
@@ -102,7 +110,8 @@ class WorkerClient:
             return
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
-        self._supervisor = None
+        self._supervisor, self.opened = None, None
+        self._fail_streams()
 
     async def _supervise(self, first: "asyncio.Future[Opened]") -> None:
         """Run one worker after the other."""
@@ -151,8 +160,13 @@ class WorkerClient:
     def _deliver(self, progress: Progress) -> None:
         self.load = progress.load
         for event in progress.events:
-            if event.index in self._streams:  # else nobody waits for it any more
-                self._streams[event.index].put_nowait(event)
+            stream = self._streams.get(event.index)
+            if stream is None:  # nobody waits for it any more
+                continue
+            stream.put_nowait(event)
+            if stream.qsize() == BACKLOG:
+                self._send(Cancel(event.index))
+                stream.put_nowait(Failure(event.index, _slow_reader()))
 
     def _fail_streams(self) -> None:
         for index, stream in self._streams.items():
@@ -168,6 +182,13 @@ class WorkerClient:
                 self._pipe.send(message)
             except (BrokenPipeError, OSError):
                 return
+
+
+def _slow_reader() -> SlowReaderError:
+    return SlowReaderError(
+        f"{BACKLOG} tokens of the stream are waiting to be read, and it was ended: read faster or "
+        "ask for fewer tokens."
+    )
 
 
 def _read(

@@ -54,7 +54,9 @@ class _Worker:
         """
         while True:
             events: list[Event] = []
-            while self._server.poll(None if self._scheduler.is_idle and not events else 0):
+            if self._scheduler.is_idle:
+                self._server.poll(None)
+            while self._server.poll():
                 events += self._take(self._server.recv())
             try:
                 events += self._scheduler.step()

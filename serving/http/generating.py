@@ -1,0 +1,138 @@
+"""The choices of one request: their sequences run side by side, their tokens come as one stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from serving.decoding import Token
+from serving.engine import IntArray
+from serving.http.access import Caller
+from serving.http.request_record import RequestRecord
+from serving.http.served_model import ServedModel
+from serving.http.state import ServerState
+from serving.sequences import SequenceOptions
+from serving.worker.messages import Request
+
+# Seeds are of 64 bits; OpenAI's may be negative.
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What is to be generated: ``n`` choices for each of ``prompts``, of token ids [length].
+
+    Choice number ``i`` is of prompt ``i // n``. For ``priority`` see request_queue.Job.
+    """
+
+    model: ServedModel
+    caller: Caller
+    prompts: Sequence[IntArray]
+    options: SequenceOptions
+    n: int = 1
+    priority: int = 0
+
+    @property
+    def choices(self) -> int:
+        """How many there are."""
+        return self.n * len(self.prompts)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens that it may take, with those of the prompts."""
+        most = self.options.get("max_new_tokens")
+        room = [
+            self.model.capacity - len(prompt) if most is None else most for prompt in self.prompts
+        ]
+        return self.prompt_tokens + self.n * sum(room)
+
+    def requests(self, seconds: float) -> list[Request]:
+        """One for each choice; of the choices of a prompt each has a seed of its own.
+
+        After so many ``seconds`` they are given up.
+        """
+        return [
+            Request(prompt, self._options(number), self.priority, self.caller.client, seconds)
+            for prompt in self.prompts
+            for number in range(self.n)
+        ]
+
+    def _options(self, number: int) -> SequenceOptions:
+        seed = self.options.get("seed")
+        if seed is None:
+            return self.options
+        return {**self.options, "seed": (seed + number) % _SEEDS}
+
+    async def run(
+        self, state: ServerState, record: RequestRecord
+    ) -> AsyncGenerator[tuple[int, Token], None]:
+        """Yield each choice's number and its next token, as they come; closing it cancels all.
+
+        Raises UserError if one of them can't be run or finished, and ApiError if the caller asks
+        for too much.
+        """
+        metrics, name = state.metrics, self.model.name
+        with self.caller.admitted(state, record, self.most_tokens):
+            requests = self.requests(state.limits.request_seconds)
+            streams = [self.model.worker.generate(request) for request in requests]
+            clocks = [metrics.token_clock(name, record) for _ in streams]
+            metrics.record_prompt(name, self.prompt_tokens)
+            record.prompt_tokens = self.prompt_tokens
+            async with aclosing(_merged(streams)) as tokens:
+                async for choice, token in tokens:
+                    clocks[choice].tick()
+                    if choice % self.n == 0:  # its prompt is counted once, too
+                        record.cached_tokens += token.reused
+                    yield choice, self._without_end(token)
+
+    def _without_end(self, token: Token) -> Token:
+        """An EOS token is no part of the answer, and so its log-probability isn't either."""
+        is_end = token.finish_reason == "stop" and token.token_id in self.model.eos
+        return replace(token, logprobs=None) if is_end else token
+
+
+async def _merged(
+    streams: Sequence[AsyncGenerator[Token]],
+) -> AsyncGenerator[tuple[int, Token], None]:
+    """Take from all streams as they come; an error of one ends all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for token in stream:
+                yield 0, token
+        return
+    # So small that a reader who is slow slows all pumps down.
+    arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue(len(streams))
+    pumps = [
+        asyncio.create_task(_pump(number, stream, arrivals))
+        for number, stream in enumerate(streams)
+    ]
+    unfinished = len(streams)
+    try:
+        while unfinished:
+            number, event = await arrivals.get()
+            if isinstance(event, Exception):
+                raise event
+            unfinished -= event.finish_reason is not None
+            yield number, event
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(
+    number: int,
+    stream: AsyncGenerator[Token],
+    arrivals: "asyncio.Queue[tuple[int, Token | Exception]]",
+) -> None:
+    try:
+        async with aclosing(stream):
+            async for token in stream:
+                await arrivals.put((number, token))
+    except Exception as error:
+        await arrivals.put((number, error))

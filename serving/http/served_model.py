@@ -1,0 +1,161 @@
+"""A bundle that is served: its worker, and what the server itself knows of it."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from serving.bundle import Bundle, open_bundle
+from serving.chat import Message, Tool
+from serving.engine import IntArray
+from serving.errors import UserError
+from serving.http.errors import invalid, unavailable
+from serving.http.schemas.answers import Model
+from serving.http.token_texts import TokenTexts
+from serving.loading import load_prompts
+from serving.prompts import PromptEncoder, TokenIds
+from serving.sampling import SamplingOptions, SamplingParameters
+from serving.worker.client import WorkerClient
+from serving.worker.messages import WorkerOptions
+
+# What generation_config.json may say of sampling that this server's requests may say too.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a bundle is known by: ``created`` in seconds since 1970, and a hash."""
+
+    created: int
+    text: str
+
+
+class ServedModel:
+    """A bundle under a name that requests choose it by."""
+
+    def __init__(self, name: str, bundle: Bundle, options: WorkerOptions) -> None:
+        self.name = name
+        self.prompts: PromptEncoder = load_prompts(bundle)
+        self.texts = TokenTexts(self.prompts.tokenizer)
+        self.worker = WorkerClient(options)
+        self.eos = bundle.manifest.tokens.eos
+        self.has_draft = options.loading.get("draft") is not None
+        self.sampling = _default_sampling(bundle)
+        self.fingerprint = _fingerprint(bundle)
+
+    @property
+    def document(self) -> Model:
+        """The model as ``/v1/models`` describes it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.fingerprint.created,
+            "owned_by": "export-llm",
+            "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
+        }
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a sequence, prompt included; raises ApiError while there is no worker."""
+        if self.worker.opened is None:
+            raise unavailable(
+                f"The model {self.name!r} is being loaded: try again in some seconds.",
+                "model_loading",
+            )
+        return self.worker.opened.capacity
+
+    async def encode(self, prompt: str | Sequence[int]) -> IntArray:
+        """Token ids [n] of a prompt, or those given."""
+        return await self._encode("prompt", self.prompts.ids, prompt)
+
+    async def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> IntArray:
+        """Token ids [n] of a conversation, ready for the assistant's reply."""
+        return await self._encode("messages", self.prompts.encode_chat, messages, tools)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids; raises UserError if the bundle has no tokenizer."""
+        text: str = self.prompts.require_tokenizer().decode(token_ids, skip_special_tokens=False)
+        return text
+
+    async def _encode(
+        self, param: str, encode: Callable[..., TokenIds], *arguments: Any
+    ) -> IntArray:
+        """Encode beside the event loop, which a long text would hold up."""
+        try:
+            return self.prompts.ids(await asyncio.to_thread(encode, *arguments))
+        except UserError as error:
+            raise invalid(param, str(error)) from error
+
+
+class ServedModels:
+    """All models of a server, by name."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def get(self, name: str) -> ServedModel | None:
+        """The model of that name."""
+        return self._models.get(name)
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether every worker is."""
+        return all(model.worker.opened is not None for model in self)
+
+    async def start(self) -> None:
+        """Start all workers; returns when all are ready. Raises UserError if one can't be."""
+        await asyncio.gather(*(model.worker.start() for model in self))
+
+    async def close(self) -> None:
+        """End all workers; requests that still run fail."""
+        await asyncio.gather(*(model.worker.close() for model in self))
+
+
+def open_models(
+    bundles: Mapping[str, Path],
+    loading: Mapping[str, Any],
+    *,
+    target_latency: float | None = None,
+    queue_limit: int | None = 128,
+) -> ServedModels:
+    """Check the bundles, by name, and read their tokenizers; the workers are started later.
+
+    ``loading`` are parameters of serving.load, for the others see WorkerOptions. Raises UserError
+    for a bundle that can't be served.
+    """
+    models = []
+    for name, path in bundles.items():
+        bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+        # Checked once: a worker that takes another's place should be there soon.
+        options = WorkerOptions(path, {**loading, "verify": False}, target_latency, queue_limit)
+        models.append(ServedModel(name, bundle, options))
+    return ServedModels(models)
+
+
+def _default_sampling(bundle: Bundle) -> SamplingOptions:
+    """What holds where a request says nothing: OpenAI's temperature of 1, or the bundle's own.
+
+    Raises UserError if generation_config.json has a value that no sampler takes.
+    """
+    file = bundle.file("generation_config.json")
+    config = json.loads(file.read_text("utf-8")) if file else {}
+    given = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
+    sampling = cast(SamplingOptions, {"temperature": 1.0, **given})
+    SamplingParameters(**sampling)
+    return sampling
+
+
+def _fingerprint(bundle: Bundle) -> Fingerprint:
+    manifest = bundle.manifest
+    created = datetime.fromisoformat(str(manifest.created))
+    digest = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+    return Fingerprint(int(created.timestamp()), f"fp_{digest[:10]}")
