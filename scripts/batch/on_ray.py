@@ -36,7 +36,7 @@ def generate(
     # The nodes have serving installed, but not these scripts.
     ray.cloudpickle.register_pickle_by_value(scripts.batch)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         threads = opening["threads"] or _threads(concurrency)
