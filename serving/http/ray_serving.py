@@ -27,7 +27,9 @@ def serving_on_ray(
     """
     settings.state(keys)  # what can't be served is refused before anything is started
     try:
-        ray.init(address, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(
+            address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+        )
     except ConnectionError as error:
         raise UserError(
             f"There is no Ray cluster at {address} ({error}): check --address, or leave it out to "
