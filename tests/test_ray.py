@@ -5,12 +5,18 @@ pytest-xdist runs all of them; else each worker that gets some starts an instanc
 """
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
 import ray
 
@@ -79,3 +85,77 @@ def test_a_killed_batch_goes_on_where_it_was(cluster: str, bundle: Path, tmp_pat
             )
             assert found[line["id"]]["text"] == alone.text
             assert found[line["id"]]["i"] == line["i"]
+
+
+@contextmanager
+def serve_llm_ray(
+    cluster: str, bundle: Path, *options: str
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The command on the shared instance, and the address that it names."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from serving.cli import main; main()", "ray"]
+    here = ["--address", cluster, "--port", str(port), "--drain-seconds", "20"]
+    with subprocess.Popen(
+        [*command, f"tiny={bundle}", *here, *options], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"tiny: http://127.0.0.1:{port}/v1\n"
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def replicas() -> set[int]:
+    """The processes of the replicas, which are offspring of the instance that this one started."""
+    named = {each.pid: " ".join(each.cmdline()) for each in psutil.Process().children(True)}
+    return {pid for pid, name in named.items() if "ServeReplica:serve-llm" in name}
+
+
+def test_replicas_answer_and_stream_are_replaced_and_drain(cluster: str, bundle: Path) -> None:
+    body: dict[str, Any] = {"model": "tiny", "prompt": "hello", "temperature": 0}
+    endless = {**body, "max_tokens": 1_000_000, "context_overflow": "slide", "ignore_eos": True}
+    with serving.load(bundle, threads=1) as model:
+        alone = model.generate("hello", max_new_tokens=30)
+    with (
+        serve_llm_ray(cluster, bundle, "--slots", "2", "--capacity", "1024") as (process, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+
+        def text() -> str:
+            answer = client.post("/v1/completions", json={**body, "max_tokens": 30})
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["choices"][0]["text"])
+
+        assert client.get("/ready").json() == {"status": "ready"}
+        assert text() == alone.text
+        (first,) = replicas()
+
+        with client.stream("POST", "/v1/completions", json={**endless, "stream": True}) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            pieces = [json.loads(next(lines).removeprefix("data: ")) for _ in range(20)]
+            streamed = "".join(piece["choices"][0]["text"] for piece in pieces)
+            assert streamed
+            assert alone.text.startswith(streamed)
+            psutil.Process(first).kill()
+            with pytest.raises(httpx.RemoteProtocolError):  # not an end that looks like one
+                list(lines)
+
+        def is_ready() -> bool:
+            return client.get("/ready").status_code == 200 and first not in replicas()
+
+        until(is_ready)
+        assert text() == alone.text
+
+        long = {**endless, "max_tokens": 3000, "stream": True}
+        with client.stream("POST", "/v1/completions", json=long) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            events = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            events += lines
+        assert len(events) == 3001
+        assert events[-1] == "data: [DONE]"
+        assert process.wait(30) == 0
+        until(lambda: not replicas())
