@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from serving.decoding import Failure, Limits, Sequence
 from serving.engine import EmbeddingEngine, Engine, FloatArray, IntArray
 from serving.errors import UserError
-from serving.sampling import no_number
+from serving.sampling import Float64Array, SamplingParameters, no_number
 
 Pooling = Literal["last", "mean"]
 
@@ -41,28 +42,53 @@ def check_pooling(pooling: str) -> None:
         raise UserError(f"pooling is {pooling!r}, but must be {allowed}: change it.")
 
 
-def embed(
-    engine: EmbeddingEngine,
-    ids: IntArray,
-    pooling: Pooling,
-    normalize: bool,
-    chunk: int,
-    slot: int = 0,
-) -> FloatArray:
-    """Run ``ids`` [n] through one slot, ``chunk`` tokens at once, and pool their hidden states.
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vector float32 [hidden] of prompt number ``index``."""
 
-    Returns a vector float32 [hidden], of length 1 with ``normalize``. Raises UserError if the
-    engine gave NaN.
+    index: int
+    vector: FloatArray
+
+
+class EmbeddedPrompt(Sequence):
+    """A prompt whose hidden states are pooled, chunk by chunk; nothing is generated from it.
+
+    With ``normalize`` its vector has length 1.
     """
-    total = np.zeros(engine.hidden_size or 0)
-    for start in range(0, len(ids), chunk):
-        states = engine.embed(ids[None, start : start + chunk], np.array([start]), slot)[0]
-        total += states.sum(axis=0, dtype=np.float64)
-    pooled = states[-1].astype(np.float64) if pooling == "last" else total / len(ids)
-    if np.isnan(pooled).any():
-        raise no_number()
-    length = np.linalg.norm(pooled)
-    if normalize and length > 0:
-        pooled = pooled / length
-    vector: FloatArray = pooled.astype(np.float32)
-    return vector
+
+    def __init__(
+        self,
+        index: int,
+        ids: IntArray,
+        pooling: Pooling,
+        normalize: bool,
+        *,
+        is_truncated: bool = False,
+    ) -> None:
+        limits = Limits(capacity=len(ids), max_new_tokens=None, min_new_tokens=0, eos=(), stop=())
+        super().__init__(index, ids, SamplingParameters(), limits, None)
+        self.is_truncated = is_truncated
+        self._pooling = pooling
+        self._normalize = normalize
+        self._pooled: Float64Array = np.zeros(0)
+
+    def run_chunk(self, engine: EmbeddingEngine, start: int, size: int, slot: int) -> int:
+        """Run ``size`` tokens from ``start`` on through a slot; returns how many there were."""
+        chunk = self.prompt_ids[None, start : start + size]
+        states = engine.embed(chunk, np.array([start]), slot)[0].astype(np.float64)
+        if self._pooling == "last":
+            self._pooled = states[-1]
+        else:
+            weight = chunk.shape[1] / len(self.prompt_ids)
+            mean = states.mean(axis=0) * weight
+            self._pooled = self._pooled + mean if start else mean
+        return int(chunk.shape[1])
+
+    def embedded(self) -> Embedded | Failure:
+        """The result after the last chunk; a failure if the engine gave NaN."""
+        if np.isnan(self._pooled).any():
+            return self.fail(no_number())
+        self.finished = True
+        length = np.linalg.norm(self._pooled)
+        vector = self._pooled / length if self._normalize and length > 0 else self._pooled
+        return Embedded(self.index, vector.astype(np.float32))

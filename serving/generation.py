@@ -17,8 +17,8 @@ from serving.decoding import Failure, FinishReason, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
-from serving.embedding import Embeddings, Pooling
-from serving.engine import Engine, FloatArray
+from serving.embedding import Embedded, EmbeddedPrompt, Embeddings, Pooling
+from serving.engine import EmbeddingEngine, Engine, FloatArray
 from serving.errors import UserError
 from serving.mixed_decoder import MixedDecoder
 from serving.pacing import Pacing
@@ -113,6 +113,11 @@ class Model(Closing):
         """The bundle's tokenizer."""
         return self.prompts.tokenizer
 
+    @property
+    def gives_embeddings(self) -> bool:
+        """Whether ``embed`` is possible."""
+        return isinstance(self.engine, EmbeddingEngine) and self.engine.hidden_size is not None
+
     @overload  # a str is a Sequence[str] too, but the first match wins
     def generate(  # type: ignore[overload-overlap]
         self, prompts: Prompt, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
@@ -177,7 +182,7 @@ class Model(Closing):
             )
             for sequence in sequences
         ]
-        tokens = self._run(sequences)
+        tokens = (token for token in self._run(sequences) if isinstance(token, Token))
         if stream:
             return tokens
         for token in tokens:
@@ -285,22 +290,34 @@ class Model(Closing):
 
         Raises UserError for anything that can't be run, before anything runs.
         """
+        texts = [
+            self.embedded_prompt(
+                prompt, at, pooling=pooling, normalize=normalize, context_overflow=context_overflow
+            )
+            for at, prompt in enumerate(_as_batch(prompts)[0])
+        ]
+        vectors = {e.index: e.vector for e in self._run(texts) if isinstance(e, Embedded)}
+        return Embeddings(
+            np.stack([vectors[text.index] for text in texts]),
+            [len(text.prompt_ids) for text in texts],
+            [text.is_truncated for text in texts],
+        )
+
+    def embedded_prompt(
+        self,
+        prompt: Prompt,
+        index: int = 0,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        context_overflow: ContextOverflow = "refuse",
+    ) -> EmbeddedPrompt:
+        """Return a prompt that a scheduler embeds, see ``embed``; its outcome bears ``index``."""
         engine = embedding.require_embeddings(self.engine)
         embedding.check_pooling(pooling)
-        capacity = engine.cache.capacity
-        whole = [self.prompts.ids(prompt) for prompt in _as_batch(prompts)[0]]
-        kept = [
-            keep_beginning(ids, capacity, context_overflow, ("refuse", "truncate")) for ids in whole
-        ]
-        with self._exclusive():
-            vectors = [
-                embedding.embed(engine, ids, pooling, normalize, self._chunk) for ids in kept
-            ]
-        return Embeddings(
-            np.stack(vectors),
-            [len(ids) for ids in kept],
-            [len(ids) < len(all_ids) for ids, all_ids in zip(kept, whole, strict=True)],
-        )
+        whole, capacity = self.prompts.ids(prompt), engine.cache.capacity
+        ids = keep_beginning(whole, capacity, context_overflow, ("refuse", "truncate"))
+        return EmbeddedPrompt(index, ids, pooling, normalize, is_truncated=len(ids) < len(whole))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see PromptEncoder.encode."""
@@ -316,7 +333,7 @@ class Model(Closing):
         if self.draft is not None:
             self.draft.close()
 
-    def _run(self, sequences: list[decoding.Sequence]) -> Iterator[Token]:
+    def _run(self, sequences: Sequence[decoding.Sequence]) -> Iterator[Token | Embedded]:
         with self._exclusive():
             scheduler = self.scheduler(fills_slots_first=True)
             for sequence in sequences:

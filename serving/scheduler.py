@@ -7,6 +7,7 @@ from time import perf_counter
 import numpy as np
 
 from serving.decoding import Decoder, Event, Failure, Sequence, Token, extend
+from serving.embedding import Embedded, EmbeddedPrompt, require_embeddings
 from serving.engine import Engine, FloatArray
 from serving.errors import UserError
 from serving.pacing import Pacing
@@ -16,6 +17,9 @@ from serving.request_queue import Job, RequestQueue
 
 class DeadlineError(UserError):
     """A request took longer than it was given."""
+
+
+Outcome = Event | Embedded
 
 
 @dataclass(slots=True)
@@ -92,14 +96,14 @@ class Scheduler:
         self.active, self.prefill = [], None
         return [job.sequence.index for job in jobs]
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[Outcome]:
         """Give up what is late, then run one chunk of a prompt or decode a step of all streams.
 
         They take turns, so that no token waits here for what comes after it.
 
         Raises EngineError where the engine itself failed: nothing can go on then.
         """
-        events: list[Event] = list(self._give_up_late())
+        events: list[Outcome] = list(self._give_up_late())
         self._admit()
         decodes = self.active and not self._fills_slots_first and self._has_run_chunk
         if self.prefill and not decodes:
@@ -110,7 +114,7 @@ class Scheduler:
             self._has_run_chunk = False
         return events
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Iterator[Outcome]:
         """Step until nothing is left to do."""
         while not self.is_idle:
             yield from self.step()
@@ -144,7 +148,7 @@ class Scheduler:
             return
         job, slot, done = self.waiting.pop(), len(self.active), 0
         sequence = job.sequence
-        if self._prefixes is not None:
+        if self._prefixes is not None and not isinstance(sequence, EmbeddedPrompt):
             done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
         self.prefill = Prefill(job, slot, done, reused=done)
 
@@ -153,16 +157,25 @@ class Scheduler:
             sequence = job.sequence
             yield CachedRow(slot, sequence.context[: sequence.cached], sequence.adapter)
 
-    def _run_chunk(self, prefill: Prefill) -> Iterator[Event]:
-        sequence = prefill.job.sequence
+    def _run_chunk(self, prefill: Prefill) -> Iterator[Outcome]:
+        sequence, done = prefill.job.sequence, prefill.done
         size = self._pacing.chunk(len(self.active))
-        chunk = sequence.context[None, prefill.done : prefill.done + size]
-        last = np.array([[chunk.shape[1] - 1]])
         begin = self._clock()
-        logits = self._engine.step(chunk, np.array([prefill.done]), last, prefill.slot)[0, 0]
-        self._pacing.record_prefill(chunk.shape[1], self._clock() - begin)
-        prefill.done += chunk.shape[1]
-        if prefill.done == len(sequence.context):
+        if isinstance(sequence, EmbeddedPrompt):
+            engine = require_embeddings(self._engine)
+            prefill.done += sequence.run_chunk(engine, done, size, prefill.slot)
+        else:
+            chunk = sequence.context[None, done : done + size]
+            last = np.array([[chunk.shape[1] - 1]])
+            logits = self._engine.step(chunk, np.array([done]), last, prefill.slot)[0, 0]
+            prefill.done += chunk.shape[1]
+        self._pacing.record_prefill(prefill.done - done, self._clock() - begin)
+        if prefill.done < len(sequence.context):
+            return
+        if isinstance(sequence, EmbeddedPrompt):
+            self._drop(prefill.job)
+            yield sequence.embedded()
+        else:
             yield self._start_decoding(prefill, logits)
 
     def _start_decoding(self, prefill: Prefill, logits: FloatArray) -> Event:
@@ -190,8 +203,8 @@ class Scheduler:
         for job in [job for job in self.active if job.sequence.finished]:
             self._drop(job)
         for job in [job for job in self.active if job.sequence.is_full]:
-            job.sequence.slide()
             self._drop(job)
+            job.sequence.slide()
             self.waiting.push_front(job)
 
     def _drop(self, job: Job) -> None:

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import serving
 from scripts.load.timing import Timeline
-from serving.decoding import Failure
+from serving.decoding import Failure, Token
 from serving.request_queue import Job
 
 
@@ -41,6 +41,7 @@ class Runner:
             if isinstance(event, Failure):
                 raise event.error
             timelines[event.index].times.append(perf_counter())
-            if event.finish_reason is not None and waiting:
+            timelines[event.index].tokens += 1
+            if isinstance(event, Token) and event.finish_reason is not None and waiting:
                 send_next()
         return timelines

@@ -26,7 +26,7 @@ def answers(document: Any) -> Responses:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description; FastAPI's own 422 is never answered, but 400."""
+    """The description: keys are needed where there are any, and 422 is never answered, but 400."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -34,6 +34,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                if "security" in operation:
+                    operation["security"].append({})
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         app.openapi_schema = document

@@ -6,15 +6,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 from serving.errors import UserError
-from serving.http import chat, completions, models, operations
+from serving.http import chat, completions, embeddings, models, operations, page_files
 from serving.http.api_description import describe
 from serving.http.errors import (
     ApiError,
@@ -26,9 +24,6 @@ from serving.http.errors import (
 from serving.http.observing import Observing
 from serving.http.request_limits import BodyLimits
 from serving.http.state import ServerState
-
-# The chat page, which needs no building.
-_PAGE = Path(__file__).parent / "page"
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +39,8 @@ def create_app(state: ServerState) -> FastAPI:
     )
     app.state.server = state
     app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
-    for router in (models.router, chat.router, completions.router, operations.router):
-        app.include_router(router)
-    if _PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=_PAGE, html=True))
+    for endpoints in (models, chat, completions, embeddings, operations, page_files):
+        app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_exception)

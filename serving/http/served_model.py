@@ -56,6 +56,7 @@ class ServedModel:
             "created": self.fingerprint.created,
             "owned_by": "export-llm",
             "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
+            "has_chat_template": self.prompts.chat_template is not None,
         }
 
     @property
@@ -68,9 +69,9 @@ class ServedModel:
             )
         return self.worker.opened.capacity
 
-    async def encode(self, prompt: str | Sequence[int]) -> IntArray:
-        """Token ids [n] of a prompt, or those given."""
-        return await self._encode("prompt", self.prompts.ids, prompt)
+    async def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> IntArray:
+        """Token ids [n] of a prompt, or those given; ``param`` is where it comes from."""
+        return await self._encode(param, self.prompts.ids, prompt)
 
     async def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None

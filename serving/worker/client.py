@@ -4,14 +4,19 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from serving.decoding import Event, Failure, Token
+from serving.decoding import Failure, Token
+from serving.embedding import Embedded
+from serving.engine import FloatArray
 from serving.errors import EngineError, UserError
+from serving.scheduler import Outcome
 from serving.worker.messages import (
     Cancel,
+    EmbedRequest,
     Load,
     NotOpened,
     Opened,
@@ -48,7 +53,7 @@ class WorkerClient:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._streams: dict[int, asyncio.Queue[Event]] = {}
+        self._streams: dict[int, asyncio.Queue[Outcome]] = {}
         self._indices = count()
         self._supervisor: asyncio.Task[None] | None = None
         self._pipe: Connection | None = None
@@ -78,17 +83,30 @@ class WorkerClient:
 
         Raises UserError for a request that can't be run or wasn't finished, and WorkerLostError.
         """
+        async with aclosing(self._outcomes(request)) as outcomes:
+            async for outcome in outcomes:
+                assert isinstance(outcome, Token)
+                yield outcome
+
+    async def embed(self, request: EmbedRequest) -> FloatArray:
+        """Return the vector float32 [hidden] of a prompt; raises as ``generate`` does."""
+        async with aclosing(self._outcomes(request)) as outcomes:
+            outcome = await anext(outcomes)
+        assert isinstance(outcome, Embedded)
+        return outcome.vector
+
+    async def _outcomes(self, request: Request | EmbedRequest) -> AsyncGenerator[Token | Embedded]:
         if self.opened is None:
             raise WorkerLostError("The engine is being started again: try again in some seconds.")
         index = next(self._indices)
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Outcome] = asyncio.Queue()
         self._streams[index] = events
         has_ended = False
         try:
             self._send(Submit(index, request))
             while not has_ended:
                 event = await events.get()
-                has_ended = isinstance(event, Failure) or event.finish_reason is not None
+                has_ended = not isinstance(event, Token) or event.finish_reason is not None
                 if isinstance(event, Failure):
                     raise event.error
                 yield event

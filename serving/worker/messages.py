@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.decoding import Event
+from serving.context_overflow import ContextOverflow
+from serving.embedding import Pooling
 from serving.engine import IntArray
+from serving.scheduler import Outcome
 from serving.sequences import SequenceOptions
 
 
@@ -38,11 +40,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """A prompt to embed; see Model.embed, and Request."""
+
+    prompt_ids: IntArray
+    pooling: Pooling = "last"
+    normalize: bool = True
+    context_overflow: ContextOverflow = "refuse"
+    priority: int = 0
+    client: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """Server to worker: begin this request; what comes of it bears ``index``."""
 
     index: int
-    request: Request
+    request: Request | EmbedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,7 @@ class Opened:
     slots: int
     capacity: int
     vocab_size: int
+    gives_embeddings: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,7 @@ class NotOpened:
 class Progress:
     """Worker to server: what a step gave, and what is left to do."""
 
-    events: list[Event]
+    events: list[Outcome]
     load: Load
 
 

@@ -4,14 +4,15 @@ import signal
 from multiprocessing.connection import Connection
 from time import perf_counter
 
-from serving.decoding import Event, Failure
+from serving.decoding import Failure, Sequence
 from serving.errors import EngineError, UserError
 from serving.generation import Model
 from serving.loading import load
 from serving.request_queue import Job
-from serving.scheduler import Scheduler
+from serving.scheduler import Outcome, Scheduler
 from serving.worker.messages import (
     Cancel,
+    EmbedRequest,
     Load,
     NotOpened,
     Opened,
@@ -34,7 +35,8 @@ def work(options: WorkerOptions, server: Connection) -> None:
         scheduler = model.scheduler(
             target_latency=options.target_latency, queue_limit=options.queue_limit
         )
-        server.send(Opened(model.slots, model.engine.cache.capacity, model.engine.vocab_size))
+        cache, engine = model.engine.cache, model.engine
+        server.send(Opened(model.slots, cache.capacity, engine.vocab_size, model.gives_embeddings))
         try:
             _Worker(model, scheduler, server).run()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -53,7 +55,7 @@ class _Worker:
         Raises EOFError when the server has closed the pipe, and EngineError, which ends the worker.
         """
         while True:
-            events: list[Event] = []
+            events: list[Outcome] = []
             if self._scheduler.is_idle:
                 self._server.poll(None)
             while self._server.poll():
@@ -65,7 +67,7 @@ class _Worker:
                 raise
             self._server.send(Progress(events, self._load()))
 
-    def _take(self, message: Submit | Cancel) -> list[Event]:
+    def _take(self, message: Submit | Cancel) -> list[Outcome]:
         if isinstance(message, Cancel):
             self._scheduler.cancel(message.index)
             return []
@@ -77,7 +79,16 @@ class _Worker:
 
     def _job(self, message: Submit) -> Job:
         request = message.request
-        sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)
+        if isinstance(request, EmbedRequest):
+            sequence: Sequence = self._model.embedded_prompt(
+                request.prompt_ids,
+                message.index,
+                pooling=request.pooling,
+                normalize=request.normalize,
+                context_overflow=request.context_overflow,
+            )
+        else:
+            sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)
         job = Job(sequence, request.priority, request.client)
         if request.seconds is not None:
             job.deadline = perf_counter() + request.seconds

@@ -15,11 +15,15 @@ import serving
 from serving import UserError
 from serving.bundle import SpecialTokens, open_bundle
 from serving.cli import main
+from serving.decoding import Token
+from serving.embedding import Embedded, Pooling
 from serving.generation import Model
+from serving.request_queue import Job
 from tests.exports import export_bundle, once
 from tests.serving.counting_engine import CountingEngine
 from tests.serving.tiny_bundle import make_bundle
 
+POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 TEXTS = ["def größe(self):", "import os", "class Parser:\n    '''Reads text.'''\n" * 3]
 
 
@@ -54,6 +58,28 @@ def pooled(
         vector = states[-1] if pooling == "last" else states.mean(0)
         vectors.append((vector / vector.norm() if normalize else vector).numpy())
     return np.stack(vectors)
+
+
+def test_embedded_prompts_and_streams_share_an_engine(bundle: Path) -> None:
+    """Beside each other, with kept prefixes, both get what they get alone."""
+    options: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
+    with serving.load(bundle, slots=2, prefix_rows=2, prefill_chunk=5) as model:
+        texts = {pooling: model.embed(TEXTS, pooling=pooling).vectors for pooling in POOLINGS}
+        answers = [model.generate(text, **options).token_ids for text in TEXTS]
+        scheduler = model.scheduler()
+        for at, text in enumerate(TEXTS):
+            scheduler.submit(Job(model.sequence(text, at, **options)))
+            for shift, pooling in enumerate(POOLINGS, 1):
+                prompt = model.embedded_prompt(text, at + 10 * shift, pooling=pooling)
+                scheduler.submit(Job(prompt))
+        outcomes = list(scheduler.run())
+    for at, answer in enumerate(answers):
+        own = [o.token_id for o in outcomes if isinstance(o, Token) and o.index == at]
+        assert own == answer
+    vectors = {o.index: o.vector for o in outcomes if isinstance(o, Embedded)}
+    for shift, pooling in enumerate(POOLINGS, 1):
+        for at in range(len(TEXTS)):
+            np.testing.assert_allclose(vectors[at + 10 * shift], texts[pooling][at], atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -218,18 +218,22 @@ def test_one_sequence_that_fails_leaves_the_others_alone() -> None:
         model.generate([9, 2], max_new_tokens=2)
 
 
-def test_a_full_context_slides() -> None:
+@pytest.mark.parametrize("prefix_rows", [0, 3])
+def test_a_full_context_slides(prefix_rows: int) -> None:
     """What was forgotten is gone: the rest continues as a text of its own would."""
-    model = make_model(slots=2, capacity=24, chunk=5)
+    model = make_model(slots=2, prefix_rows=prefix_rows, capacity=48, chunk=5)
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     results = model.generate(
         [prompt, [8, 8]], max_new_tokens=70, context_overflow="slide", ignore_eos=True
     )
+    # A second time, where prefixes of contexts before and after sliding were kept.
+    again = model.generate(prompt, max_new_tokens=70, context_overflow="slide", ignore_eos=True)
+    assert again.token_ids == results[0].token_ids
     for start, result in zip((prompt, [8, 8]), results, strict=True):
         context = list(start)
         for token in result.token_ids:
-            if len(context) > 24:
-                context = context[:4] + context[-8:]
+            if len(context) > 48:
+                context = context[:4] + context[-20:]
             assert token == repetitive_token(context)
             context.append(token)
 

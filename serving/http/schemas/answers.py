@@ -125,13 +125,17 @@ class ChatCompletion(TypedDict):
 
 
 class Model(TypedDict):
-    """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded."""
+    """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded.
+
+    One without a chat template only takes completions.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int | None
+    has_chat_template: bool
 
 
 class ModelList(TypedDict):
@@ -160,3 +164,27 @@ class ErrorDocument(TypedDict):
     """The answer to a request that failed."""
 
     error: Error
+
+
+class Embedding(TypedDict):
+    """A vector, as numbers or as base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    """Numbers of tokens of all inputs together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(TypedDict):
+    """The vectors of a request, in the order of its inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
