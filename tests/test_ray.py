@@ -5,6 +5,7 @@ pytest-xdist runs all of them; else each worker that gets some starts an instanc
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ import pytest
 import ray
 
 import serving
+from serving.http.keys import VARIABLE
 from tests.serving.tiny_bundle import make_bundle
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 ROOT = Path(__file__).parents[1]
+SECRET = "s" * 64
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def test_a_killed_batch_goes_on_where_it_was(cluster: str, bundle: Path, tmp_path: Path) -> None:
     lines = [
-        {"id": f"r{i}", "prompt": "hello"[: i % 4 + 1], "max_new_tokens": 300 + i, "i": i}
+        {"id": f"r{i}", "prompt": "hello"[: i % 4 + 1], "max_new_tokens": 150 + i, "i": i}
         for i in range(40)
     ]
     inputs, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -91,14 +94,17 @@ def test_a_killed_batch_goes_on_where_it_was(cluster: str, bundle: Path, tmp_pat
 def serve_llm_ray(
     cluster: str, bundle: Path, *options: str
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The command on the shared instance, and the address that it names."""
+    """The command on the shared instance, whose nodes don't know its key, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from serving.cli import main; main()", "ray"]
     here = ["--address", cluster, "--port", str(port), "--drain-seconds", "20"]
     with subprocess.Popen(
-        [*command, f"tiny={bundle}", *here, *options], stdout=subprocess.PIPE, text=True
+        [*command, f"tiny={bundle}", *here, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, VARIABLE: SECRET},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"tiny: http://127.0.0.1:{port}/v1\n"
@@ -121,7 +127,9 @@ def test_replicas_answer_and_stream_are_replaced_and_drain(cluster: str, bundle:
         alone = model.generate("hello", max_new_tokens=30)
     with (
         serve_llm_ray(cluster, bundle, "--slots", "2", "--capacity", "1024") as (process, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(
+            base_url=url, timeout=30, headers={"authorization": f"Bearer {SECRET}"}
+        ) as client,
     ):
 
         def text() -> str:
@@ -130,6 +138,7 @@ def test_replicas_answer_and_stream_are_replaced_and_drain(cluster: str, bundle:
             return str(answer.json()["choices"][0]["text"])
 
         assert client.get("/ready").json() == {"status": "ready"}
+        assert httpx.get(f"{url}/v1/models").status_code == 401
         assert text() == alone.text
         (first,) = replicas()
 
@@ -149,13 +158,13 @@ def test_replicas_answer_and_stream_are_replaced_and_drain(cluster: str, bundle:
         until(is_ready)
         assert text() == alone.text
 
-        long = {**endless, "max_tokens": 3000, "stream": True}
+        long = {**endless, "max_tokens": 1000, "stream": True}
         with client.stream("POST", "/v1/completions", json=long) as stream:
             lines = (line for line in stream.iter_lines() if line)
             events = [next(lines)]
             process.send_signal(signal.SIGTERM)
             events += lines
-        assert len(events) == 3001
+        assert len(events) == 1001
         assert events[-1] == "data: [DONE]"
         assert process.wait(30) == 0
         until(lambda: not replicas())
