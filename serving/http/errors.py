@@ -93,15 +93,18 @@ def unavailable(message: str, code: str, retry_after: int = RETRY_SECONDS) -> Ap
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
 
 
+def queue_full(message: str) -> ApiError:
+    """Too much waits already; it helps to come back later."""
+    headers = {"retry-after": str(RETRY_SECONDS)}
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
+
+
 def from_user_error(error: UserError, param: str | None = None) -> ApiError:
     """What an error of the worker is to a client; ``param`` is what a refusal is about."""
     message = str(error)
     match error:
         case QueueFullError():
-            headers = {"retry-after": str(RETRY_SECONDS)}
-            return ApiError(
-                429, message, kind="rate_limit_error", code="queue_full", headers=headers
-            )
+            return queue_full(message)
         case DeadlineError():
             return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
         case SlowReaderError():

@@ -77,6 +77,7 @@ class Generation:
         for too much.
         """
         metrics, name = state.metrics, self.model.name
+        self.model.check_room(self.choices)
         with self.caller.admitted(state, record, self.most_tokens):
             requests = self.requests(state.limits.request_seconds)
             streams = [self.model.worker.generate(request) for request in requests]

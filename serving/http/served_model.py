@@ -13,7 +13,7 @@ from serving.bundle import Bundle, open_bundle
 from serving.chat import Message, Tool
 from serving.engine import IntArray
 from serving.errors import UserError
-from serving.http.errors import invalid, unavailable
+from serving.http.errors import invalid, queue_full, unavailable
 from serving.http.schemas.answers import Model
 from serving.http.token_texts import TokenTexts
 from serving.loading import load_prompts
@@ -42,6 +42,7 @@ class ServedModel:
         self.prompts: PromptEncoder = load_prompts(bundle)
         self.texts = TokenTexts(self.prompts.tokenizer)
         self.worker = WorkerClient(options)
+        self._queue_limit = options.queue_limit
         self.eos = bundle.manifest.tokens.eos
         self.has_draft = options.loading.get("draft") is not None
         self.sampling = _default_sampling(bundle)
@@ -68,6 +69,19 @@ class ServedModel:
                 "model_loading",
             )
         return self.worker.opened.capacity
+
+    def check_room(self, sequences: int) -> None:
+        """Raise ApiError if the worker's queue has no room for so many more sequences.
+
+        The worker would refuse those that don't fit, perhaps after others have begun.
+        """
+        load = self.worker.load
+        waiting = self.worker.in_flight - load.decoding - load.prefilling
+        if self._queue_limit is not None and waiting + sequences > self._queue_limit:
+            raise queue_full(
+                f"{waiting} sequences wait for {self.name!r}, and {self._queue_limit} may: try "
+                "again later."
+            )
 
     async def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> IntArray:
         """Token ids [n] of a prompt, or those given; ``param`` is where it comes from."""
