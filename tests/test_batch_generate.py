@@ -4,14 +4,18 @@ import fcntl
 import json
 import resource
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import serving
 from scripts.batch.command import main
+from scripts.batch.generator import Generator
+from scripts.batch.lines import Line
 from tests.serving.tiny_bundle import make_bundle
 
 # Each with the options that it should be generated with.
@@ -174,3 +178,24 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(bundle: Path, tmp_path: P
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["earlier"] == 2
     assert set(results(output)) == {1, 2, 3, 4, 5}
+
+
+def test_a_line_that_fails_on_its_way_stops_no_other(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Generator(bundle, {"threads": 1}, {"max_new_tokens": 5})) as generator:
+        engine = generator._model.engine
+        step = engine.step
+
+        def overflowing(input_ids: Any, *rest: Any) -> Any:
+            logits = step(input_ids, *rest)
+            return np.full_like(logits, np.nan) if input_ids.shape[1] == 3 else logits
+
+        monkeypatch.setattr(engine, "step", overflowing)
+        prompts = ["hello", "abc", "hello"]
+        texts = [json.dumps({"id": i, "prompt": p, "k": i}) for i, p in enumerate(prompts)]
+        lines = [json.loads(each) for each in generator.run(map(Line, range(3), texts))]
+    found = {line["id"]: line for line in lines}
+    assert "The engine returned NaN" in found[1]["error"]
+    assert found[1]["k"] == 1
+    assert found[0]["text"] == found[2]["text"] != ""
