@@ -12,6 +12,7 @@ from serving.commands.group import CommandGroup
 from serving.commands.http import http
 from serving.commands.inspect import inspect
 from serving.commands.keys import keys
+from serving.commands.ray import ray
 from serving.commands.restore import restore
 from serving.commands.score import score
 
@@ -28,6 +29,7 @@ COMMANDS = (
     score,
     embed,
     http,
+    ray,
     bench,
     inspect,
     restore,

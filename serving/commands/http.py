@@ -18,7 +18,7 @@ from serving.errors import UserError
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "cryptography")
 
 # Parameters of RequestLimits that are options here.
-_LIMITS = ("request_seconds", "body_bytes", "prompt_tokens", "new_tokens", "choices")
+LIMITS = ("request_seconds", "body_bytes", "prompt_tokens", "new_tokens", "choices")
 
 
 def listening_options(command: Command) -> Command:
@@ -117,7 +117,7 @@ def http(
     **options: Any,
 ) -> None:
     """Serve each BUNDLE under its NAME (default: its directory's) with OpenAI's API."""
-    _require_packages()
+    require_packages()
     from serving.http.keys import KeyStore
     from serving.http.listening import check_listening
     from serving.http.logs import configure_logs
@@ -136,15 +136,15 @@ def http(
         insecure_http=insecure_http,
     )
     configure_logs(log_level.upper())
-    limits = RequestLimits(**{name: options.pop(name) for name in _LIMITS})
-    named = _named(bundles, served_model_name)
+    limits = RequestLimits(**{name: options.pop(name) for name in LIMITS})
+    named = named_bundles(bundles, served_model_name)
     models = open_models(named, options, target_latency=target_latency, queue_limit=queue_limit)
     click.echo(f"{', '.join(named)}: {listening.url}/v1")
     serve(ServerState(models, limits, keys), listening, drain_seconds)
 
 
-def _named(bundles: tuple[str, ...], only_name: str | None) -> dict[str, Path]:
-    """The bundles by name."""
+def named_bundles(bundles: tuple[str, ...], only_name: str | None) -> dict[str, Path]:
+    """The bundles by the names that requests choose them by."""
     if only_name is not None:
         if len(bundles) > 1:
             raise click.UsageError("--served-model-name is for one bundle: write NAME=BUNDLE.")
@@ -160,7 +160,8 @@ def _named(bundles: tuple[str, ...], only_name: str | None) -> dict[str, Path]:
     return named
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raise UserError if the server's packages aren't all installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"The HTTP server needs {', '.join(missing)}: install export-llm[http].")

@@ -58,7 +58,7 @@ def requires(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
 
     async def authenticate(request: Request) -> Caller:
         keys = state_of(request).keys
-        if not keys.keys:
+        if keys.is_open:
             return Caller(request.client.host if request.client else "", None)
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         key = keys.authenticate(secret.strip()) if scheme.lower() == "bearer" else None

@@ -113,8 +113,16 @@ class KeyStore:
         return cls(None if path is None else Path(path), _environment_key(environment))
 
     @property
+    def is_open(self) -> bool:
+        """Whether requests need no key, because there never was one.
+
+        A file whose keys are all revoked, or that can't be read any more, opens nothing.
+        """
+        return self._path is None and not self._environment_keys
+
+    @property
     def keys(self) -> tuple[Key, ...]:
-        """All keys as they are now, invalid ones too; empty means that none was made."""
+        """All keys as they are now, invalid ones too."""
         self._reload()
         return self._environment_keys + self._file_keys
 

@@ -11,7 +11,7 @@ from serving.http.listening import Listening
 from serving.http.state import ServerState
 
 # After all requests have ended, connections close by themselves.
-_CLOSING_SECONDS = 5
+CLOSING_SECONDS = 5
 
 
 class DrainingServer(uvicorn.Server):
@@ -52,7 +52,7 @@ def serve(state: ServerState, listening: Listening, drain_seconds: float) -> Non
     """Serve until a signal comes; raises UserError if a model can't be opened."""
     config = uvicorn.Config(
         create_app(state),
-        timeout_graceful_shutdown=_CLOSING_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
         **listening.uvicorn_options(state.limits),
     )
     asyncio.run(DrainingServer(config, state, drain_seconds).serve())

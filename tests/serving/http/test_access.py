@@ -52,6 +52,17 @@ def test_without_a_valid_key_there_is_a_401(tiny: Running, key_file: Path) -> No
     assert ask(tiny, new_key(key_file, "second")).status_code == 200
 
 
+@pytest.mark.parametrize("becomes", ["gone", "empty", "damaged"])
+def test_a_key_file_without_valid_keys_opens_nothing(
+    tiny: Running, key_file: Path, becomes: str
+) -> None:
+    key_file.unlink()
+    if becomes != "gone":
+        key_file.write_text('{"keys": []}' if becomes == "empty" else "{")
+        key_file.chmod(0o600)
+    assert tiny.post("/v1/completions", model="tiny", prompt="hi").status_code == 401
+
+
 def test_scopes_and_models_are_kept(tiny: Running, key_file: Path) -> None:
     metrics, generate = new_key(key_file, "m", "metrics"), new_key(key_file, "g", "generate")
     assert ask(tiny, metrics, "/metrics").status_code == 200

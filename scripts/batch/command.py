@@ -1,0 +1,171 @@
+"""The command line of scripts/batch_generate."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from scripts.batch.generator import Generator
+from scripts.batch.lines import Key, Line
+from scripts.batch.output import Output
+from serving.bundle import open_bundle
+from serving.commands.options import (
+    LoadOptions,
+    bundle_argument,
+    constraint_options,
+    json_option,
+    model_options,
+)
+from serving.errors import UserError
+
+
+@click.command()
+@bundle_argument
+@click.argument("inputs", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--local", is_flag=True, help="In this process, without Ray.")
+@click.option("--address", help="A Ray cluster to join (default: RAY_ADDRESS, or this machine).")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes of Ray that open the bundle; they share the CPUs.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Lines that such a process takes, and writes, at a time.",
+)
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="Of each (default: none).")
+@click.option("--slots", type=click.IntRange(1), help="Lines of it at a time (default: 4).")
+@model_options
+@constraint_options
+@json_option
+def main(
+    bundle: Path,
+    inputs: Path,
+    output: Path,
+    local: bool,
+    address: str | None,
+    concurrency: int,
+    batch_size: int,
+    gpus: float,
+    slots: int | None,
+    opening: LoadOptions,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Generate from every line of INPUT with the model in BUNDLE, and add the results to OUTPUT.
+
+    A line is a JSON object with "prompt" (a text or token ids) or "messages", perhaps an "id" and
+    options of its own; its other fields are copied to its result. Lines that OUTPUT has already
+    aren't done again. The exit code is 1 if any line failed.
+    """
+    if local and (concurrency > 1 or address or gpus):
+        raise click.UsageError("--local is without Ray: leave its options out.")
+    setting = (bundle, {**opening, "slots": slots}, options)
+    begin = perf_counter()
+    try:
+        _require_ray(local)
+        lines = _read(inputs)
+        open_bundle(bundle, opening["verify"], opening["key_file"])  # refused before anything runs
+        with Output(output) as results:
+            pending = [line for line in lines if line.key not in results.done]
+            if local:
+                generated = _generate_here(pending, *setting)
+            else:
+                generated = _generate_on_ray(
+                    pending,
+                    *setting,
+                    address=address,
+                    concurrency=concurrency,
+                    batch_size=batch_size,
+                    gpus=gpus,
+                )
+            with closing(generated):
+                tokens = _write(generated, results, len(pending))
+            failed = results.failed
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    seconds = perf_counter() - begin
+    summary = {
+        "lines": len(lines),
+        "earlier": len(lines) - len(pending),
+        "failed": failed,
+        "new_tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+    click.echo(json.dumps(summary) if as_json else _sentence(summary))
+    if failed:
+        raise SystemExit(1)
+
+
+def _generate_here(
+    lines: list[Line], bundle: Path, opening: dict[str, Any], options: dict[str, Any]
+) -> Iterator[str]:
+    if not lines:
+        return
+    with closing(Generator(bundle, opening, options)) as generator:
+        yield from generator.run(lines)
+
+
+def _generate_on_ray(lines: list[Line], *setting: Any, **limits: Any) -> Iterator[str]:
+    if not lines:
+        return
+    from scripts.batch.on_ray import generate
+
+    yield from generate(lines, *setting, **limits)
+
+
+def _write(generated: Iterable[str], results: Output, count: int) -> int:
+    """Write results as they come; returns how many tokens were generated."""
+    tokens = 0
+    is_hidden = not sys.stderr.isatty()
+    with click.progressbar(generated, length=count, file=sys.stderr, hidden=is_hidden) as bar:
+        for line in bar:
+            tokens += results.add(line).get("new_tokens", 0)
+    return tokens
+
+
+def _read(path: Path) -> list[Line]:
+    """The lines of the input that aren't empty; raises UserError if two have the same id."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            lines = [Line(number, text) for number, text in enumerate(file, 1) if text.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} can't be read ({error}): give another file.") from error
+    numbers: dict[Key, int] = {}
+    for line in lines:
+        earlier = numbers.setdefault(line.key, line.number)
+        if earlier != line.number:
+            raise UserError(
+                f"Lines {earlier} and {line.number} of {str(path)!r} have the same id: give each "
+                "its own."
+            )
+    return lines
+
+
+def _require_ray(local: bool) -> None:
+    if not local and find_spec("ray") is None:
+        raise UserError(
+            "Several processes need the Python package ray: install export-llm[ray], or take "
+            "--local."
+        )
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['lines']} lines, {summary['earlier']} of them done earlier, "
+        f"{summary['failed']} failed; {summary['new_tokens']} tokens in {summary['seconds']:.1f} s "
+        f"({summary['tokens_per_second']:.1f} tokens/s)"
+    )

@@ -1,0 +1,87 @@
+"""What one process does: opens the bundle once, and keeps all of its slots busy."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.batch.lines import Line, Task
+from serving.decoding import Failure, Sequence
+from serving.errors import UserError
+from serving.generation import GenerateOptions, Generation
+from serving.loading import load
+from serving.request_queue import Job
+from serving.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    line: Line
+    carried: dict[str, Any]
+    generation: Generation
+
+
+class Generator:
+    """A bundle that lines are generated with.
+
+    ``opening`` are parameters of serving.load. ``options`` are those of Model.generate that hold
+    where a line says nothing else. Raises UserError if the bundle can't be opened.
+    """
+
+    def __init__(self, bundle: Path, opening: dict[str, Any], options: GenerateOptions) -> None:
+        self._model = load(bundle, **opening)
+        self._options = options
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Ray Data's interface: columns ``number`` and ``text`` of lines in, ``result`` out."""
+        lines = map(Line, batch["number"].tolist(), batch["text"].tolist())
+        return {"result": list(self.run(lines))}
+
+    def run(self, lines: Iterable[Line]) -> Iterator[str]:
+        """Yield the result of each line when it is there; the next line then takes its slot.
+
+        Raises EngineError where the engine itself failed: no other line can go on then.
+        """
+        scheduler = self._model.scheduler()
+        running: dict[int, _Running] = {}
+        for index, line in enumerate(lines):
+            carried: dict[str, Any] = {}
+            try:
+                task = line.task()
+                carried = task.carried
+                sequence = self._sequence(task, index)
+            except UserError as error:
+                yield line.failure(error, carried)
+                continue
+            logprobs = None if sequence.sampling.logprobs is None else []
+            generation = Generation(prompt_tokens=len(sequence.prompt_ids), logprobs=logprobs)
+            running[index] = _Running(line, carried, generation)
+            scheduler.submit(Job(sequence))
+            while len(running) == self._model.slots:
+                yield from _ended(scheduler, running)
+        while running:
+            yield from _ended(scheduler, running)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._model.close()
+
+    def _sequence(self, task: Task, index: int) -> Sequence:
+        prompt = task.prompt
+        if task.messages is not None:
+            prompt = self._model.encode_chat(task.messages)
+        return self._model.sequence(prompt, index, **{**self._options, **task.options})
+
+
+def _ended(scheduler: Scheduler, running: dict[int, _Running]) -> Iterator[str]:
+    """Run one step; yield the results of what ended with it, which isn't running any more."""
+    for event in scheduler.step():
+        entry = running[event.index]
+        if isinstance(event, Failure):
+            del running[event.index]
+            yield entry.line.failure(event.error, entry.carried)
+            continue
+        entry.generation.add(event)
+        if event.finish_reason is not None:
+            del running[event.index]
+            yield entry.line.result(entry.generation, entry.carried)
