@@ -72,17 +72,26 @@ def compile_source(text: str, capability: Capability) -> tuple[bytes, str]:
             )
         status, size = nvrtc.nvrtcGetProgramLogSize(program)
         _check("nvrtcGetProgramLogSize", status)
-        log = b" " * size
+        log = _written_to(size)
         _check("nvrtcGetProgramLog", *nvrtc.nvrtcGetProgramLog(program, log))
         text_of_log = log.rstrip(b"\0").decode()
         _check(f"nvrtcCompileProgram, which says {text_of_log!r},", compiled)
         status, size = nvrtc.nvrtcGetCUBINSize(program)
         _check("nvrtcGetCUBINSize", status)
-        cubin = b" " * size
+        cubin = _written_to(size)
         _check("nvrtcGetCUBIN", *nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return cubin, text_of_log
+    return cubin[:size], text_of_log
+
+
+def _written_to(size: int) -> bytes:
+    """Bytes that NVRTC's Python functions write into.
+
+    One more than they need: single bytes are objects that all of Python shares, and to write into
+    one would change it everywhere.
+    """
+    return bytes(size + 1)
 
 
 def _nvrtc_version() -> tuple[int, int]:

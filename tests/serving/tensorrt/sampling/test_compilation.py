@@ -14,7 +14,8 @@ CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_source_compiles_without_a_warning(capability: tuple[int, int]) -> None:
     cubin, log = compile_source(source(), capability)
-    assert log.strip() == ""
+    assert log == ""
+    assert [ord(bytes([value])) for value in (0, 32)] == [0, 32], "a shared byte was written to"
     assert cubin.startswith(b"\x7fELF")
     for dtype in ("float32", "float16", "bfloat16"):
         assert f".text.sample_{dtype}".encode() in cubin
