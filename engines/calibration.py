@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from engines import onnxruntime as onnxruntime_target
 from engines.linears import Linear, find_linears
+from engines.passes.lora_inputs import without_adapter
 from engines.passes.sizes import known_type, static_size
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
 from serving.engine import IntArray
@@ -206,7 +207,9 @@ def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[An
         LOGITS_POSITIONS: np.arange(tokens.shape[1], dtype=np.int64)[None],
     }
     for value in graph.graph.inputs:
-        if value.name not in feeds and not value.is_initializer():
+        if (nothing := without_adapter(value)) is not None:
+            feeds[_name(value)] = nothing
+        elif value.name not in feeds and not value.is_initializer():
             shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
             feeds[_name(value)] = np.zeros(shape, known_type(value).numpy())
     return feeds

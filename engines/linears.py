@@ -1,6 +1,7 @@
 """Finding the linear layers of a standard graph: MatMul of activations with a weight."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from engines.passes.sizes import static_size
+
+# Metadata of a MatMul that several linear layers were merged into.
+_MODULES = "modules"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class Linear:
         """The checkpoint's name of the weight."""
         assert self.weight.name is not None
         return self.weight.name
+
+    @property
+    def modules(self) -> dict[str, int]:
+        """The output channels of each module of the checkpoint that this is, in their order."""
+        if _MODULES in self.matmul.metadata_props:
+            modules: dict[str, int] = json.loads(self.matmul.metadata_props[_MODULES])
+            return modules
+        return {self.name.removesuffix(".weight"): self.outputs}
 
     @property
     def source(self) -> ir.Value:
@@ -51,6 +63,11 @@ class Linear:
         assert tensor is not None
         array = tensor.numpy().astype(np.float32, copy=False)
         return array if self.transposed else array.T
+
+
+def remember_modules(matmul: ir.Node, modules: Mapping[str, int]) -> None:
+    """Note which modules were merged into a MatMul, with their output channels: see Linear."""
+    matmul.metadata_props[_MODULES] = json.dumps(modules)
 
 
 def find_linears(model: ir.Model) -> Iterator[Linear]:

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.contract import ADAPTER_IDS, INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
 from serving.engine import Engine
+from serving.lora import AdapterTables
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,10 +55,18 @@ class LoweringError:
         )
 
 
-def exact_logits(file: Path, tokens: Sequence[int], *, capacity: int) -> Floats:
+def exact_logits(
+    file: Path,
+    tokens: Sequence[int],
+    *,
+    capacity: int,
+    adapters: AdapterTables | None = None,
+    adapter_id: int = 0,
+) -> Floats:
     """Logits [tokens, vocab] of the standard graph in ``file``, in one pass, with exact arithmetic.
 
-    ``capacity`` is the size of the KV buffers where the graph leaves it open.
+    ``capacity`` is the size of the KV buffers where the graph leaves it open. A graph that takes
+    ``adapters`` needs them; ``adapter_id`` is the one that the tokens have.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -68,6 +77,9 @@ def exact_logits(file: Path, tokens: Sequence[int], *, capacity: int) -> Floats:
         PAST_LENGTHS: np.zeros(1, dtype=np.int64),
         LOGITS_POSITIONS: np.arange(len(tokens), dtype=np.int64)[None],
     }
+    if adapters is not None:
+        feeds[ADAPTER_IDS] = np.array([adapter_id])
+        feeds.update(adapters.inputs(adapted=True))
     for value in session.get_inputs():
         if value.name not in feeds:
             heads, length, dim = value.shape[1:]

@@ -1,6 +1,6 @@
 """The passes that every target gets: what is traced becomes a small, plain graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common
 from engines.passes.constant_folding import drop_neutral_nodes, fold_constants
 from engines.passes.gelu import fuse_gelu
 from engines.passes.linear_from_gemm import spell_out_gemm
+from engines.passes.lora_inputs import add_lora_inputs
 from engines.passes.merged_projections import merge_projections
 from engines.passes.normalization import fuse_normalization
 from engines.passes.rotary_embedding import fuse_rotary_embedding
@@ -33,12 +34,16 @@ def simplify(model: ir.Model) -> None:
     _apply(SIMPLIFICATIONS, model)
 
 
-def optimize(model: ir.Model) -> None:
+def optimize(model: ir.Model, adapted: Collection[str] = ()) -> None:
     """Simplify a graph and merge what reads the same activations, in place.
 
-    Fewer nodes, the same numbers, standard ONNX. A simplified graph may be given again.
+    Fewer nodes, the same numbers, standard ONNX. A simplified graph may be given again. The modules
+    that ``adapted`` names take LoRA adapters, see ``add_lora_inputs``.
     """
     _apply(PASSES, model)
+    if adapted:
+        add_lora_inputs(model, adapted)
+        common.ShapeInferencePass()(model)
 
 
 def _apply(passes: Sequence[Callable[[ir.Model], None]], model: ir.Model) -> None:

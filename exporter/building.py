@@ -10,6 +10,7 @@ from engines import onnxruntime as onnxruntime_target
 from engines.linears import find_linears
 from engines.passes.embeddings import last_hidden_states
 from engines.passes.joined_ranks import join_ranks
+from engines.passes.lora_inputs import lora_tables
 from engines.passes.sizes import static_size
 from engines.passes.tensor_parallel import split_into_ranks
 from engines.standard import optimize
@@ -46,6 +47,7 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
         integer_weights=any(linear.dequantize for linear in linears),
         integer_activations=any(_is_dequantized(linear.source) for linear in linears),
         layers=tuple(layers),
+        lora=lora_tables(model),
         max_length=plan.max_length,
         hidden_size=static_size(states, 2) if states is not None else None,
     )
@@ -86,7 +88,7 @@ def build_engines(
         exact = write_exact(model, partial / "exact") if needs_exact else None
         onnxruntime_target.lower(model)
         onnxruntime_target.write(model, partial)
-        if graph.dtype != "float32":  # CUDA has no attention for it
+        if graph.dtype != "float32" and not graph.lora:  # CUDA has no attention for float32
             onnxruntime_target.write_for_cuda(partial)
         engines.insert(
             0,
@@ -171,9 +173,9 @@ def _write_check_graph(
 
 def write_uncompressed(model: ir.Model, directory: Path, plan: Plan) -> Subject:
     """Write the graph as it is before it is made smaller, for the parity gate."""
-    graph = graph_info(model, plan)
     model = model.clone()
-    optimize(model)
+    optimize(model, plan.adapted)
+    graph = graph_info(model, plan)
     onnxruntime_target.lower(model)
     directory.mkdir()
     onnxruntime_target.write(model, directory)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from exporter.cli_options import (
+    adapter_options,
     build_options_of,
     engine_options,
     limits_of,
@@ -49,6 +50,7 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 @engine_options
 @quantization_options
 @pruning_options
+@adapter_options
 @quality_options
 @click.option("--revision", help="Branch, tag or commit of a model on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
@@ -85,6 +87,8 @@ def main(
     prune_heads: float | None,
     prune_channels: float | None,
     prune_layers: int,
+    lora: bool,
+    lora_modules: tuple[str, ...],
     **quantization: Any,
 ) -> None:
     """Export MODEL, a checkpoint's directory or hub id, to the deployable directory BUNDLE.
@@ -129,6 +133,8 @@ def main(
                 prune_layers=prune_layers,
             ),
             recipe=recipe_of(**quantization),
+            lora=lora or bool(lora_modules),
+            lora_modules=lora_modules,
             calibration=calibration,
             limits=limits_of(max_kl=max_kl, max_perplexity_increase=max_perplexity_increase),
         )

@@ -106,6 +106,19 @@ def pruning_options(command: Command) -> Command:
     return add_options(command, options)
 
 
+def adapter_options(command: Command) -> Command:
+    """Add the options that say which layers take LoRA adapters."""
+    options = (
+        click.option("--lora", is_flag=True, help="Let every request choose a LoRA adapter."),
+        click.option(
+            "--lora-modules",
+            callback=lambda _, __, names: tuple(filter(None, (names or "").split(","))),
+            help="Linear layers that take adapters, such as q_proj,v_proj.  [default: all]",
+        ),
+    )
+    return add_options(command, options)
+
+
 def quality_options(command: Command) -> Command:
     """Add the options of the quality gate."""
     options = (

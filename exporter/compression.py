@@ -52,7 +52,7 @@ def compress(
     pruning = None
     if not plan.pruning.is_empty:
         pruning = _prune(model, plan.pruning, text, scratch)
-    optimize(model)
+    optimize(model, plan.adapted)
     islands: list[str] = []
     if plan.dtype == "float16":
         islands = keep_in_range(model, checkpoint.name, text, scratch)

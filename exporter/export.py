@@ -20,6 +20,7 @@ from engines.quality import QualityLimits
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize, simplify
 from engines.tensorrt.options import BuildOptions
+from exporter.adapters import refuse_lost
 from exporter.attention import UntraceableError
 from exporter.building import build_engines, graph_info, write_uncompressed
 from exporter.calibration_windows import TokenWindows, token_windows
@@ -90,6 +91,9 @@ class Request:
     bisect: bool = False
     pruning: Pruning = field(default_factory=Pruning)
     recipe: Recipe = field(default_factory=Recipe)
+    lora: bool = False
+    lora_modules: tuple[str, ...] = ()
+    """The linear layers that take LoRA adapters, by their last names; () stands for all."""
     calibration: Path | None = None
     """Text to calibrate with and to measure quality on; None stands for a default."""
     limits: QualityLimits = field(default_factory=QualityLimits)
@@ -115,6 +119,8 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
     """Check the request and the checkpoint's files; raises UserError. No weight is read."""
     if request.bisect and request.stages > 1:
         raise UserError("--bisect looks at a graph in one piece: leave --stages out with it.")
+    if request.bisect and request.lora:
+        raise UserError("--bisect looks at a graph without adapters: leave --lora out with it.")
     checkpoint = find_checkpoint(
         request.model, revision=request.revision, trust_remote_code=request.trust_remote_code
     )
@@ -131,6 +137,8 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
         stages=request.stages,
         pruning=request.pruning,
         recipe=request.recipe,
+        lora=request.lora,
+        lora_modules=request.lora_modules,
     )
     if request.strip_weights:
         refuse_stripping(plan)
@@ -177,7 +185,7 @@ def _export_into(
                     traced.model, checkpoint, plan, windows, Path(scratch)
                 )
         else:
-            optimize(traced.model)
+            optimize(traced.model, plan.adapted)
             if plan.dtype == "float16" and windows is not None:
                 with clock.stage("Checking range"):
                     islands = keep_in_range(
@@ -185,6 +193,8 @@ def _export_into(
                     )
         with clock.stage("Writing"):
             graph = graph_info(traced.model, plan)
+            if request.lora:
+                refuse_lost(graph.lora, request.lora_modules)
             build = build_stages if plan.stages > 1 else build_engines
             engines, subjects = build(
                 traced.model, partial, graph, plan, progress=clock.stages.progress
@@ -209,6 +219,7 @@ def _export_into(
             engines = strip_engines(engines, partial, checkpoint, plan)
     report = Report(
         plan,
+        graph,
         parity,
         traced.weights,
         traced.unused,

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from engines.activation_ranges import activation_ranges, out_of_range
 from engines.passes.float32_islands import widen_to_float32
+from engines.passes.lora_inputs import products_beside
 from engines.passes.widened_floats import widen_floats
 from exporter.calibration_windows import Tokens
 from serving.errors import UserError
@@ -38,7 +39,9 @@ def keep_in_range(model: ir.Model, name: str, text: Sequence[Tokens], scratch: P
             )
     names = [node.name or "" for node in leaving]
     if names:
-        widen_to_float32(model, names)
+        # Nothing is seen of what adapters add, for the text is run without any.
+        products = [node.name or "" for node in products_beside(model, leaving)]
+        widen_to_float32(model, [*names, *products])
     return names
 
 

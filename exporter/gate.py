@@ -2,19 +2,22 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from engines.lowering_check import exact_logits, lowering_error
 from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
+from exporter.adapters import gate_tables, random_adapters
 from exporter.bisect import first_differing_module
 from exporter.calibration_windows import LENGTH
 from exporter.checkpoint import Checkpoint, load
 from exporter.embedding_parity import reference_embeddings
 from exporter.parity import (
+    EngineRun,
     Floats,
     Measure,
     ParityReport,
@@ -22,6 +25,7 @@ from exporter.parity import (
     merged,
     random_prompts,
     reference_logits,
+    references,
     rounding_error,
     run_engine,
 )
@@ -29,6 +33,7 @@ from exporter.plan import DTYPES, Plan
 from exporter.versions import version_of
 from serving.bundle import GraphInfo, Target
 from serving.engine import IntArray
+from serving.lora import AdapterTables
 from serving.onnxruntime import OnnxRuntimeEngine
 from serving.pipeline import PipelineEngine
 
@@ -59,8 +64,10 @@ class Subject:
         """Bytes of all its weights."""
         return sum((part / WEIGHTS_FILE).stat().st_size for part in self.parts)
 
-    def open(self, *, slots: int, capacity: int) -> OnnxRuntimeEngine | PipelineEngine:
-        """Open it as it is served."""
+    def open(
+        self, *, slots: int, capacity: int, adapters: AdapterTables | None = None
+    ) -> OnnxRuntimeEngine | PipelineEngine:
+        """Open it as it is served, with LoRA adapters if it takes them."""
         engines = [
             OnnxRuntimeEngine(
                 part / MODEL_FILE,
@@ -68,6 +75,7 @@ class Subject:
                 slots=slots,
                 capacity=capacity,
                 takes_turns=bool(self.stages),
+                adapters=adapters,
             )
             for part in self.parts
         ]
@@ -109,27 +117,53 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
 
     The engines are closed before the reference is loaded, so that memory holds the weights once.
     """
-    capacity = capacity_of(plan)
-    prompts = random_prompts(subjects[0].graph.vocab_size, capacity)
-    runs = []
-    for subject in subjects:
-        with subject.open(slots=len(prompts), capacity=capacity) as engine:
-            runs.append(run_engine(engine, prompts, capacity))
-        del engine
+    graph, capacity = subjects[0].graph, capacity_of(plan)
+    prompts = random_prompts(graph.vocab_size, capacity)
+    runs = [_run(subject, prompts, capacity) for subject in subjects]
+    reports = [_compare(checkpoint, plan, subjects, runs)]
+    if graph.lora:
+        runs = [_run_with_adapters(subject, prompts, capacity) for subject in subjects]
+        reports.append(_compare(checkpoint, plan, subjects, runs))
+    return merged(reports, "with adapters")
+
+
+def _run(subject: Subject, prompts: Sequence[Sequence[int]], capacity: int) -> list[EngineRun]:
+    with subject.open(slots=len(prompts), capacity=capacity) as engine:
+        return run_engine(engine, prompts, capacity)
+
+
+def _run_with_adapters(
+    subject: Subject, prompts: Sequence[Sequence[int]], capacity: int
+) -> list[EngineRun]:
+    """Run each prompt with another random adapter, one of them with none, in one batch."""
+    adapters = [None, *random_adapters(subject.graph)]
+    tables = gate_tables(subject.graph)
+    with subject.open(slots=len(prompts), capacity=capacity, adapters=tables) as engine:
+        ids = [(slot + 1) % len(adapters) for slot in range(len(prompts))]
+        engine.cache.adapter_ids[:] = ids
+        runs = run_engine(engine, prompts, capacity)
+    return [replace(run, adapter=adapters[id_]) for run, id_ in zip(runs, ids, strict=True)]
+
+
+def _compare(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    subjects: Sequence[Subject],
+    runs: Sequence[list[EngineRun]],
+) -> ParityReport:
+    """Compare what each subject did with transformers; all had the same prompts and adapters."""
     lower, share = None, 1.0
     if plan.dtype != "float32":
-        lower = _measured_in(DTYPES[plan.dtype], checkpoint, prompts)
+        lower = _measured(load(checkpoint, DTYPES[plan.dtype]).model, runs[0])
         if plan.dtype == "float16" and not all(np.isfinite(logits).all() for logits in lower[0]):
             # transformers has no float32 islands. bfloat16 has the range of float32, and 3 bits
             # fewer than float16.
-            lower, share = _measured_in(torch.bfloat16, checkpoint, prompts), 1 / 8
+            lower, share = _measured(load(checkpoint, torch.bfloat16).model, runs[0]), 1 / 8
     reference = load(checkpoint, torch.float32).model
     rounding: list[float | None] = [None] * len(_MEASURES)
     if lower is not None:
-        rounding = [
-            share * rounding_error(reference, prompts, found, measure)
-            for found, measure in zip(lower, _MEASURES, strict=True)
-        ]
+        exact = _measured(reference, runs[0])
+        rounding = [share * rounding_error(*both) for both in zip(exact, lower, strict=True)]
     logits, embeddings = rounding
     return merged(
         [
@@ -145,12 +179,9 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
     )
 
 
-def _measured_in(
-    dtype: torch.dtype, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]
-) -> list[list[Floats]]:
-    """Logits and embeddings [positions, ...] of each prompt by transformers in another type."""
-    rounded = load(checkpoint, dtype).model
-    return [[measure(rounded, prompt) for prompt in prompts] for measure in _MEASURES]
+def _measured(model: PreTrainedModel, runs: Sequence[EngineRun]) -> list[list[Floats]]:
+    """Logits and embeddings [positions, ...] of each prompt and its adapter by transformers."""
+    return [references(measure, model, runs) for measure in _MEASURES]
 
 
 def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
@@ -161,9 +192,20 @@ def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
     if subject.exact is None:
         return None
     start = tokens[:_LOWERING_TOKENS].tolist()
-    exact = exact_logits(subject.exact / MODEL_FILE, start, capacity=len(start))
-    with subject.open(slots=1, capacity=len(tokens)) as engine:
-        return lowering_error(engine, start, exact).breach()
+    adapters = gate_tables(subject.graph)
+    breach = None
+    for adapter_id in (0, 1) if adapters else (0,):
+        exact = exact_logits(
+            subject.exact / MODEL_FILE,
+            start,
+            capacity=len(start),
+            adapters=adapters,
+            adapter_id=adapter_id,
+        )
+        with subject.open(slots=1, capacity=len(tokens), adapters=adapters) as engine:
+            engine.cache.adapter_ids[0] = adapter_id
+            breach = breach or lowering_error(engine, start, exact).breach()
+    return breach
 
 
 def explain_breach(

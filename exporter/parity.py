@@ -14,12 +14,14 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from exporter.adapters import adapted
 from exporter.embedding_parity import (
     EmbeddingParity,
     compare_embeddings,
     reference_embeddings,
 )
 from serving.engine import EmbeddingEngine, Engine
+from serving.lora import Adapter
 
 Floats = npt.NDArray[np.float32]
 Measure = Callable[[PreTrainedModel, Sequence[int]], Floats]
@@ -35,7 +37,8 @@ MAX_ERROR, MEAN_ERROR = 2e-4, 2e-5
 class EngineRun:
     """What the engine did with one prompt: logits are float32 [positions, vocab].
 
-    ``embeddings`` are the prompt's last hidden states [positions, hidden], if it gives them.
+    ``embeddings`` are the prompt's last hidden states [positions, hidden], if it gives them, and
+    ``adapter`` is the one that it had, if any.
     """
 
     prompt: list[int]
@@ -44,6 +47,7 @@ class EngineRun:
     chunked: Floats
     decode: Floats
     embeddings: Floats | None = None
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,24 @@ class ParityReport:
         return text
 
 
-def merged(reports: Sequence[ParityReport]) -> ParityReport:
-    """One report of several engines: it passed if all did; the first gives the common figures."""
+def merged(reports: Sequence[ParityReport], others_are: str = "other graph") -> ParityReport:
+    """One report of several runs: it passed if all did; the first gives the common figures.
+
+    ``others_are`` says in their names what the runs after the first are.
+    """
     first, *others = reports
     if not others:
         return first
     comparisons = list(first.comparisons)
     for report in others:
-        comparisons += [replace(c, name=f"{c.name}, other graph") for c in report.comparisons]
+        comparisons += [replace(c, name=f"{c.name}, {others_are}") for c in report.comparisons]
     failed = next((report for report in reports if not report.passed), first)
     return replace(
         first,
         status=failed.status,
-        engine="; ".join(report.engine for report in reports),
+        engine="; ".join(dict.fromkeys(report.engine for report in reports)),
+        tolerance_max=failed.tolerance_max,
+        tolerance_mean=failed.tolerance_mean,
         greedy_tokens=min(report.greedy_tokens for report in reports),
         comparisons=tuple(comparisons),
         divergence=failed.divergence,
@@ -188,7 +197,8 @@ def compare(
     tallies = {name: _Tally() for name in ("prefill", "chunked prefill", "ragged decode")}
     largest, divergence = 0.0, None
     for index, run in enumerate(runs):
-        reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]])
+        with adapted(model, run.adapter):
+            reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]])
         largest = max(largest, float(np.abs(reference).max()))
         prompt, decoded = np.split(reference, [len(run.prompt)])
         parts = ((run.prefill, prompt), (run.chunked, prompt), (run.decode, decoded))
@@ -226,9 +236,18 @@ def _compare_embeddings(
     ours = [run.embeddings for run in runs if run.embeddings is not None]
     if not ours:
         return None
-    references = [reference_embeddings(model, run.prompt) for run in runs]
+    theirs = references(reference_embeddings, model, runs)
     shares = MAX_ERROR, MEAN_ERROR
-    return compare_embeddings(ours, references, shares=shares, rounding=rounding)
+    return compare_embeddings(ours, theirs, shares=shares, rounding=rounding)
+
+
+def references(measure: Measure, model: PreTrainedModel, runs: Sequence[EngineRun]) -> list[Floats]:
+    """What ``measure`` finds of each run's prompt in ``model``, with the run's adapter."""
+    found = []
+    for run in runs:
+        with adapted(model, run.adapter):
+            found.append(measure(model, run.prompt))
+    return found
 
 
 def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
@@ -240,19 +259,10 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
     return logits
 
 
-def rounding_error(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    lower: Sequence[Floats],
-    measure: Measure = reference_logits,
-) -> float:
-    """Largest difference that a lower precision makes within transformers.
-
-    ``lower`` has what ``measure`` finds of each prompt in that precision.
-    """
+def rounding_error(exact: Sequence[Floats], lower: Sequence[Floats]) -> float:
+    """Largest difference that a lower precision makes within transformers, over all prompts."""
     return max(
-        float(np.abs(measure(model, prompt) - found).max())
-        for prompt, found in zip(prompts, lower, strict=True)
+        float(np.abs(wide - rounded).max()) for wide, rounded in zip(exact, lower, strict=True)
     )
 
 

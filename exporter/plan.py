@@ -1,6 +1,7 @@
 """What an export will do, decided and checked before any weight is read."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engines.pruning.plan import Pruning
 from engines.quantization.recipe import Recipe
 from engines.targets import refuse_for_targets, refuse_ranks
 from engines.tensorrt.options import BuildOptions, refuse_options
+from exporter.adapters import adapted_modules, refuse_adapters
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
 from exporter.lengths import longest_sequence
@@ -52,6 +54,8 @@ class Plan:
     """How many engines run one after the other, each with some of the layers."""
     pruning: Pruning
     recipe: Recipe
+    adapted: tuple[str, ...]
+    """The last names of the linear layers that take LoRA adapters."""
     packing: str | None
     """What made the checkpoint's weights integers, if they are."""
     cache: tuple[CacheLayer | None, ...]
@@ -99,6 +103,8 @@ def make_plan(
     stages: int = 1,
     pruning: Pruning,
     recipe: Recipe,
+    lora: bool = False,
+    lora_modules: Sequence[str] = (),
 ) -> Plan:
     """Decide lengths and limits and estimate costs.
 
@@ -122,6 +128,10 @@ def make_plan(
             "can't be measured: prune and quantise with --fp16 or in float32."
         )
     model = empty_model(checkpoint)
+    if lora:
+        refuse_adapters(
+            recipe, targets, stages=stages, ranks=tensor_parallel, prunes=not pruning.is_empty
+        )
     most_tokens = _limit(model, max_length)
     refuse_options(
         build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
@@ -155,6 +165,7 @@ def make_plan(
         stages=stages,
         pruning=pruning,
         recipe=recipe,
+        adapted=adapted_modules(model, lora_modules) if lora else (),
         packing=checkpoint.packing.method if checkpoint.packing else None,
         cache=cache,
         weight_bytes=weight_bytes,

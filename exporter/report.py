@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.adapters import adapters_markdown
 from exporter.compression import CompressionReport, compression_markdown
 from exporter.float16_range import range_markdown
 from exporter.parity import ParityReport
 from exporter.plan import Plan
 from exporter.quality_report import QualityReport
 from exporter.structure import WeightAccount
-from serving.bundle import EngineInfo
+from serving.bundle import EngineInfo, GraphInfo
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Report:
     """All that is known of an export."""
 
     plan: Plan
+    graph: GraphInfo
     parity: ParityReport
     weights: WeightAccount
     unused: tuple[str, ...]
@@ -73,6 +75,8 @@ class Report:
         for engine in self.engines:
             lines += _stage_lines(engine)
         lines += ["", *_parity_lines(self.parity)]
+        if self.graph.lora:
+            lines += ["", *adapters_markdown(self.graph.lora)]
         if self.islands is not None:
             lines += ["", *range_markdown(self.islands)]
         if self.compression is not None:

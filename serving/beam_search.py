@@ -224,6 +224,7 @@ def search(
 ) -> list[Hypothesis]:
     """Search from a sequence's prompt to the end, in the first slots; returns the best first."""
     prompt_ids, sampling, limits = sequence.prompt_ids, sequence.sampling, sequence.limits
+    engine.cache.adapter_ids[: beams.num_beams] = sequence.adapter
     running = BeamSearch(engine, prompt_ids, beams, sampling, limits, chunk=chunk)
     while not running.finished:
         running.advance()

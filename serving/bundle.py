@@ -65,11 +65,29 @@ class LayerInfo(_Part):
     window: PositiveInt | None = None
 
 
+class LoraModule(_Part):
+    """A module of the checkpoint whose ``outputs`` begin at ``first_output`` in its table's."""
+
+    name: str
+    first_output: NonNegativeInt
+    outputs: PositiveInt
+
+
+class LoraTable(_Part):
+    """Graph inputs for the LoRA factors of one linear layer, and the modules that it stands for."""
+
+    name: str
+    inputs: PositiveInt
+    outputs: PositiveInt
+    modules: Annotated[tuple[LoraModule, ...], Field(min_length=1)]
+
+
 class GraphInfo(_Part):
     """The decoder graph; ``dtype`` is the type of its logits, and of its KV cache if unquantised.
 
     Scales of a quantised cache are constants of the graph. ``integer_activations`` are those of
-    linear layers. ``hidden_size`` is the width of its embeddings; None where it gives none.
+    linear layers. With ``lora`` tables it takes adapters. ``hidden_size`` is the width of its
+    embeddings; None where it gives none.
     """
 
     contract_version: PositiveInt
@@ -79,6 +97,7 @@ class GraphInfo(_Part):
     integer_weights: bool = False
     integer_activations: bool = False
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
+    lora: tuple[LoraTable, ...] = ()
     max_length: PositiveInt
     hidden_size: PositiveInt | None = None
 

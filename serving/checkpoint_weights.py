@@ -58,7 +58,7 @@ class Matrix:
         rows = slice(part.row, part.row + part.rows)
         columns = slice(part.column, part.column + part.columns)
         values = self.stored[columns, rows] if part.transposed else self.stored[rows, columns]
-        values = _rounded(values, self.stored_dtype, dtype)
+        values = rounded(values, self.stored_dtype, dtype)
         return np.ascontiguousarray(values.T if part.transposed else values)
 
     def slabs(self, part: Part, dtype: DType) -> Iterator[tuple[int, Bits]]:
@@ -82,13 +82,21 @@ def open_matrices(checkpoint: Path) -> dict[str, Matrix]:
     """
     matrices: dict[str, Matrix] = {}
     for file in _files(checkpoint):
-        try:
-            matrices |= _matrices(file)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{str(file)!r} is missing, truncated or damaged: get it again."
-            ) from error
+        matrices |= open_file(file)
     return matrices
+
+
+def open_file(file: Path) -> dict[str, Matrix]:
+    """Map what ``open_matrices`` does, of one file; raises UserError if it is damaged."""
+    try:
+        return _matrices(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} is missing, truncated or damaged: get it again.") from error
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of all tensors of a file that could be opened, matrices or not."""
+    return list(_header(np.memmap(file, np.uint8, "r"))[1])
 
 
 def _files(checkpoint: Path) -> list[Path]:
@@ -109,9 +117,7 @@ def _files(checkpoint: Path) -> list[Path]:
 
 def _matrices(file: Path) -> dict[str, Matrix]:
     data = np.memmap(file, np.uint8, "r")
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
-    header.pop("__metadata__", None)
+    start, header = _header(data)
     matrices = {}
     for name, entry in header.items():
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
@@ -124,7 +130,15 @@ def _matrices(file: Path) -> dict[str, Matrix]:
     return matrices
 
 
-def _rounded(values: Bits, stored: DType, dtype: DType) -> Bits:
+def _header(data: npt.NDArray[np.uint8]) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and what is said of each."""
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header: dict[str, Any] = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    return start, header
+
+
+def rounded(values: Bits, stored: DType, dtype: DType) -> Bits:
     """Floats of one type in another, as torch converts them."""
     if stored == dtype:
         return values

@@ -15,6 +15,14 @@ Outputs
 ``logits_positions``, so that the head needn't run on the others.
 T is float32, float16 or bfloat16; C is T, or int8 where the cache is quantised.
 
+A graph that takes LoRA adapters has these inputs too
+    adapter_ids          int64 [batch]               which adapter each row has
+    lora.{table}.a       T [adapters, in, rank]
+    lora.{table}.b       T [adapters, rank, out]
+Beside the linear layer of a table, whose input is x, it adds (x a[id]) b[id] to the output. ``out``
+has those of all projections that the layer was merged from, and ``rank`` is free in each table:
+where no row has an adapter, tables of rank 0 are bound, which cost next to nothing.
+
 A stage of a pipeline has the inputs and outputs of its own layers, under the same numbers.
 Only the last has ``logits_positions`` and ``logits``. Over the boundary behind stage b go
     hidden_states.{b}.{n}     T or float32 [batch, sequence, ...]
@@ -30,8 +38,10 @@ INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
 LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
+ADAPTER_IDS = "adapter_ids"
 EMBEDDINGS = "embeddings"
 _HIDDEN = "hidden_states."
+_LORA = "lora."
 
 # The graph for ONNX Runtime on CUDA, beside model.onnx, whose weights it reads.
 CUDA_MODEL_FILE = "model.cuda.onnx"
@@ -61,6 +71,16 @@ def cached_layers(names: Iterable[str | None]) -> list[int]:
     """The numbers of the layers whose buffers are among these graph inputs, in order."""
     parts = [(name or "").split(".") for name in names]
     return sorted(int(p[1]) for p in parts if p[0] == "past_key_values" and p[2] == "key")
+
+
+def lora_name(table: str, factor: Literal["a", "b"]) -> str:
+    """Graph input that holds one factor of every adapter, for one linear layer."""
+    return f"{_LORA}{table}.{factor}"
+
+
+def is_lora(name: str | None) -> bool:
+    """Whether a graph input holds a factor of adapters."""
+    return (name or "").startswith(_LORA)
 
 
 def hidden_name(boundary: int, index: int) -> str:

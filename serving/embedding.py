@@ -64,9 +64,10 @@ class EmbeddedPrompt(Sequence):
         normalize: bool,
         *,
         is_truncated: bool = False,
+        adapter: int = 0,
     ) -> None:
         limits = Limits(capacity=len(ids), max_new_tokens=None, min_new_tokens=0, eos=(), stop=())
-        super().__init__(index, ids, SamplingParameters(), limits, None)
+        super().__init__(index, ids, SamplingParameters(), limits, None, adapter=adapter)
         self.is_truncated = is_truncated
         self._pooling = pooling
         self._normalize = normalize

@@ -1,7 +1,7 @@
 """The model that ``serving.load`` returns: text or tokens in, text and tokens out."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
@@ -78,7 +78,8 @@ class Model(Closing):
 
     One generation runs at a time, over the engine's first ``slots`` slots (default: all). Rows
     behind them keep what finished sequences computed, for prompts that begin alike. Without a
-    ``tokenizer`` prompts must be token ids and texts are empty.
+    ``tokenizer`` prompts must be token ids and texts are empty. ``adapters`` are the engine's
+    numbers of LoRA adapters by their names.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Model(Closing):
         prefill_chunk: int = 512,
         draft: Engine | None = None,
         slots: int | None = None,
+        adapters: Mapping[str, int] | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
@@ -98,8 +100,13 @@ class Model(Closing):
         self.tokens = tokens
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
+        self.adapters = dict(adapters or {})
         self._sequences = SequenceBuilder(
-            self.prompts, tokens.eos, engine.cache.capacity, has_draft=draft is not None
+            self.prompts,
+            tokens.eos,
+            engine.cache.capacity,
+            has_draft=draft is not None,
+            adapters=self.adapters,
         )
         self._chunk = prefill_chunk
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
@@ -219,15 +226,16 @@ class Model(Closing):
             fills_slots_first=fills_slots_first,
         )
 
-    def logits(self, token_ids: TokenIds) -> FloatArray:
+    def logits(self, token_ids: TokenIds, *, adapter: str | None = None) -> FloatArray:
         """Run ``token_ids`` through one slot; returns the logits of every position [n, vocab].
 
-        Raises UserError if they are empty, out of range or more than the capacity.
+        Raises UserError if they are empty, out of range or more than the capacity, or there is no
+        such adapter.
         """
         ids = self.prompts.ids(token_ids)
         if len(ids) > self.engine.cache.capacity:
             raise too_long(f"{len(ids)} tokens", self.engine.cache.capacity)
-        with self._exclusive():
+        with self._first_slot(adapter):
             rows = []
             for start in range(0, len(ids), self._chunk):
                 chunk = ids[None, start : start + self._chunk]
@@ -243,6 +251,7 @@ class Model(Closing):
         context_overflow: ContextOverflow = "refuse",
         window: int | None = None,
         stride: int | None = None,
+        adapter: str | None = None,
         progress: scoring.Progress | None = None,
     ) -> Score:
         """Log-probabilities of the tokens of a text, each after those before it.
@@ -250,7 +259,8 @@ class Model(Closing):
         ``logprobs`` asks for so many of the likeliest tokens in the place of each too. A text of
         more than ``window`` tokens (default: the capacity) is refused; "truncate" scores its
         beginning, and "slide" all of it, in windows that begin ``stride`` tokens apart (default:
-        half a window). ``progress`` is told how many tokens were scored so far, and of how many.
+        half a window). ``adapter`` names a LoRA adapter. ``progress`` is told how many tokens were
+        scored so far, and of how many.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
@@ -262,7 +272,7 @@ class Model(Closing):
         )
         whole = self.prompts.ids(encoding.ids if encoding else prompt)
         ids = keep_beginning(whole, window, context_overflow, ("refuse", "truncate", "slide"))
-        with self._exclusive():
+        with self._first_slot(adapter):
             values, top = scoring.score(
                 self.engine,
                 ids,
@@ -282,17 +292,24 @@ class Model(Closing):
         pooling: Pooling = "last",
         normalize: bool = True,
         context_overflow: ContextOverflow = "refuse",
+        adapter: str | None = None,
     ) -> Embeddings:
         """Embed texts: the last hidden states of each, pooled to one vector.
 
         ``pooling`` takes the "last" token's, or the "mean" of all; ``normalize`` makes vectors of
         length 1. A prompt longer than the capacity is refused; "truncate" keeps its beginning.
+        ``adapter`` names a LoRA adapter.
 
         Raises UserError for anything that can't be run, before anything runs.
         """
         texts = [
             self.embedded_prompt(
-                prompt, at, pooling=pooling, normalize=normalize, context_overflow=context_overflow
+                prompt,
+                at,
+                pooling=pooling,
+                normalize=normalize,
+                context_overflow=context_overflow,
+                adapter=adapter,
             )
             for at, prompt in enumerate(_as_batch(prompts)[0])
         ]
@@ -311,13 +328,18 @@ class Model(Closing):
         pooling: Pooling = "last",
         normalize: bool = True,
         context_overflow: ContextOverflow = "refuse",
+        adapter: str | None = None,
     ) -> EmbeddedPrompt:
         """Return a prompt that a scheduler embeds, see ``embed``; its outcome bears ``index``."""
         engine = embedding.require_embeddings(self.engine)
         embedding.check_pooling(pooling)
+        number = self._sequences.adapter_number(adapter)
         whole, capacity = self.prompts.ids(prompt), engine.cache.capacity
         ids = keep_beginning(whole, capacity, context_overflow, ("refuse", "truncate"))
-        return EmbeddedPrompt(index, ids, pooling, normalize, is_truncated=len(ids) < len(whole))
+        is_truncated = len(ids) < len(whole)
+        return EmbeddedPrompt(
+            index, ids, pooling, normalize, is_truncated=is_truncated, adapter=number
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see PromptEncoder.encode."""
@@ -363,6 +385,14 @@ class Model(Closing):
                 ]
                 for sequence in sequences
             ]
+
+    @contextmanager
+    def _first_slot(self, adapter: str | None) -> Iterator[None]:
+        """Take the engine for one text in the first slot, which has this adapter or none."""
+        number = self._sequences.adapter_number(adapter)
+        with self._exclusive():
+            self.engine.cache.adapter_ids[0] = number
+            yield
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

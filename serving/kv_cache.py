@@ -56,6 +56,8 @@ class KVCache:
     """One buffer for the keys and one for the values of each layer, [slots, heads, capacity, dim].
 
     ``first_layer`` is the number of the first of ``layers``, for a stage that has only some.
+    ``adapter_ids`` int64 [slots] says which LoRA adapter made a slot's keys and values, 0 for none:
+    whoever puts a sequence into a slot sets it.
     Nothing is allocated after construction and no address ever changes. Raises UserError if the
     buffers don't fit into memory.
     """
@@ -73,6 +75,7 @@ class KVCache:
         self.slots = slots
         self.capacity = capacity
         self.layers = tuple(layers)
+        self.adapter_ids = np.zeros(slots, np.int64)
         shapes: dict[tuple[int, Part], Shape] = {}
         for index, layer in enumerate(layers, first_layer):
             for part in PARTS:
@@ -110,10 +113,11 @@ class KVCache:
             raise ValueError(f"the tokens don't fit into a capacity of {self.capacity}")
 
     def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
-        """Copy the first ``length`` positions of one slot over another slot.
+        """Copy the first ``length`` positions of one slot, and its adapter, over another slot.
 
         Those before ``start`` are left out: give it where the two slots are equal up to there.
         """
+        self.adapter_ids[to_slot] = self.adapter_ids[from_slot]
         for buffer in self.buffers.values():
             buffer.move(from_slot, to_slot, length, start)
 

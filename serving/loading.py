@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.chat import ChatTemplate
+    from serving.lora import AdapterTables
     from serving.onnxruntime import Provider
 
 DEFAULT_CAPACITY = 4096
@@ -34,6 +36,7 @@ class EnginePlan:
     capacity: int
     prepack: bool
     prefix_rows: int = 0
+    adapters: "AdapterTables | None" = None
 
     @property
     def rows(self) -> int:
@@ -104,6 +107,7 @@ class EnginePlan:
                 threads=threads,
                 prepack=self.prepack,
                 takes_turns=bool(self.engine.stages),
+                adapters=self.adapters,
             )
             for file, weight_bytes in self.engine.parts
         ]
@@ -113,6 +117,7 @@ class EnginePlan:
 def load(
     bundle: str | Path,
     *,
+    adapters: Mapping[str, str | Path] | None = None,
     draft: str | Path | None = None,
     target: Target | None = None,
     provider: "Provider | None" = None,
@@ -127,20 +132,21 @@ def load(
 ) -> Model:
     """Open a bundle for generation.
 
-    ``draft`` is the bundle of a smaller model with the same tokens, for speculative decoding.
-    ``capacity`` is the most tokens a sequence may have, prompt included (default: the model's
-    maximum, at most 4096), ``slots`` how many sequences run at a time (default: 4). ``target``
-    picks one of the bundle's engines (default: ONNX Runtime's, if there is one). ``provider`` is
-    "cpu" or "cuda" and says where ONNX Runtime runs (default: "cpu"); TensorRT runs on the GPU.
-    ``threads`` defaults to the physical cores, ``prefill_chunk`` is how many tokens of a prompt run
-    at once. ``prefix_rows`` more rows of KV cache keep what ended sequences computed, for prompts
-    that begin alike. ``prepack`` makes steps of several rows of a float engine in ONNX Runtime
-    faster, for time and memory when it is opened. ``verify`` compares the files' checksums first.
-    ``key_file`` has the key of encrypted bundles (default: EXPORT_LLM_BUNDLE_KEY in the
-    environment).
+    ``adapters`` are directories of LoRA adapters by the names that Model.generate takes; the bundle
+    must be exported with ``--lora``. ``draft`` is the bundle of a smaller model with the same
+    tokens, for speculative decoding. ``capacity`` is the most tokens a sequence may have, prompt
+    included (default: the model's maximum, at most 4096), ``slots`` how many sequences run at a
+    time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
+    there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
+    "cpu"); TensorRT runs on the GPU. ``threads`` defaults to the physical cores, ``prefill_chunk``
+    is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV cache keep what
+    ended sequences computed, for prompts that begin alike. ``prepack`` makes steps of several rows
+    of a float engine in ONNX Runtime faster, for time and memory when it is opened. ``verify``
+    compares the files' checksums first. ``key_file`` has the key of encrypted bundles (default:
+    EXPORT_LLM_BUNDLE_KEY in the environment).
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
-    or the draft has other tokens.
+    an adapter can't be used, or the draft has other tokens.
     """
     opened = open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
@@ -151,7 +157,8 @@ def load(
     tokenizer = _load_tokenizer(opened)
     if prefix_rows < 0:
         raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows)]
+    tables = _load_adapters(opened, adapters or {})
+    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows, tables)]
     if draft is not None:
         draft_bundle = open_bundle(draft, verify, key_file)
         plans.append(_plan_draft(draft_bundle, plans[0], tokenizer))
@@ -166,6 +173,7 @@ def load(
         prefill_chunk,
         draft=engines[1] if draft is not None else None,
         slots=slots,
+        adapters=tables.indices,
     )
 
 
@@ -174,6 +182,20 @@ def load_prompts(bundle: Bundle) -> PromptEncoder:
     tokenizer = _load_tokenizer(bundle)
     vocab_size = bundle.manifest.graph.vocab_size
     return PromptEncoder(vocab_size, tokenizer, _load_chat_template(bundle, tokenizer))
+
+
+def _load_adapters(bundle: Bundle, adapters: Mapping[str, str | Path]) -> "AdapterTables":
+    """Read adapters into the tables that the bundle's graph takes."""
+    from serving.lora import AdapterTables
+    from serving.peft_adapter import read_adapter
+
+    graph = bundle.manifest.graph
+    if adapters and not graph.lora:
+        raise UserError(
+            f"The bundle {str(bundle.path)!r} takes no adapters: export the model with --lora."
+        )
+    read = {name: read_adapter(Path(path), graph.lora) for name, path in adapters.items()}
+    return AdapterTables(graph.lora, graph.dtype, read)
 
 
 def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> None:
@@ -185,6 +207,11 @@ def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> Non
         raise UserError(
             f"provider is 'cpu', but engines of {on_gpu[0].engine.target} run on a GPU: leave "
             "provider= out, or take target='onnxruntime'."
+        )
+    if provider == "cuda" and any(plan.bundle.manifest.graph.lora for plan in plans):
+        raise UserError(
+            "Bundles that take LoRA adapters run on the CPU only: leave provider out, or export "
+            "the model without --lora."
         )
     if provider in (None, "cpu"):
         _check_memory([plan for plan in plans if not plan.is_tensorrt])

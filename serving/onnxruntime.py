@@ -15,6 +15,7 @@ import onnxruntime as ort
 from serving.bundle import DType, GraphInfo
 from serving.closing import Closing
 from serving.contract import (
+    ADAPTER_IDS,
     ELEMENT_TYPE,
     EMBEDDINGS,
     INPUT_IDS,
@@ -31,6 +32,7 @@ from serving.engine import FloatArray, IntArray, as_float32
 from serving.errors import UserError
 from serving.kernels import library
 from serving.kv_cache import STORAGE, KVCache, aligned_zeros
+from serving.lora import AdapterTables
 from serving.pipeline import HiddenBuffer, HiddenStates
 
 Provider = Literal["cpu", "cuda"]
@@ -63,7 +65,8 @@ class OnnxRuntimeEngine(Closing):
     ``prepack`` copies float weights into the kernels' own layout: steps of several tokens get
     faster, opening slower, and the weights are no longer shared by processes. Integer weights are
     copied without being asked where our own kernels don't run. ``takes_turns`` says that other
-    engines run between two steps of this one.
+    engines run between two steps of this one. ``adapters`` are LoRA's, for a graph that takes them;
+    ``cache.adapter_ids`` says which a slot has.
 
     Raises UserError if the graph can't be opened or the KV buffers don't fit into memory.
     """
@@ -81,6 +84,7 @@ class OnnxRuntimeEngine(Closing):
         threads: int | None = None,
         prepack: bool = False,
         takes_turns: bool = False,
+        adapters: AdapterTables | None = None,
     ) -> None:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
@@ -99,6 +103,8 @@ class OnnxRuntimeEngine(Closing):
         numbers = cached_layers(value.name for value in self._session.get_inputs())
         layers = [graph.layers[number] for number in numbers]
         self.cache = KVCache(layers, graph.cache_dtype, slots, capacity, first_layer=numbers[0])
+        self._adapters = adapters or AdapterTables(graph.lora, graph.dtype, {})
+        self._takes_adapters = bool(graph.lora)
         tokens = max(slots, capacity)  # of several new tokens, rows go one by one
         self._hidden = {
             value.name: HiddenBuffer(value.shape[2:], _FLOATS[value.type], tokens)
@@ -107,7 +113,7 @@ class OnnxRuntimeEngine(Closing):
         }
         self.hidden_size, self._embeddings_dtype = embeddings_of(self._session)
         self._logits = aligned_zeros((slots, 1, graph.vocab_size), STORAGE[graph.dtype])
-        self._bindings: dict[tuple[int, int, str], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, str, bool], ort.IOBinding] = {}
         self._give_back = ort.RunOptions()
         self._give_back.add_run_config_entry(*_GIVE_BACK)
 
@@ -193,10 +199,16 @@ class OnnxRuntimeEngine(Closing):
         return aligned_zeros((n, positions, self.vocab_size), STORAGE[self._dtype])
 
     def _binding(self, first_slot: int, n: int, output: str) -> ort.IOBinding:
-        key = (first_slot, n, output)  # what was bound once is written in every run
+        ids = self.cache.adapter_ids[first_slot : first_slot + n]
+        adapted = self._takes_adapters and bool(ids.any())
+        key = (first_slot, n, output, adapted)  # what was bound once is written in every run
         if key not in self._bindings:
             binding = self._session.io_binding()
             bind_cache(binding, self.cache, "cpu", self._cache_element, first_slot, n)
+            if self._takes_adapters:
+                bind_input(binding, ADAPTER_IDS, ids)
+                for name, table in self._adapters.inputs(adapted=adapted).items():
+                    binding.bind_input(name, *_host_place(table))
             self._bindings[key] = binding
         return self._bindings[key]
 

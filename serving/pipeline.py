@@ -74,6 +74,7 @@ class PipelineCache(KVCache):
 
     def __init__(self, caches: Sequence[KVCache]) -> None:
         self.slots, self.capacity = caches[0].slots, caches[0].capacity
+        self.adapter_ids = caches[0].adapter_ids
         self.layers = tuple(layer for cache in caches for layer in cache.layers)
         self.buffers = {key: buffer for cache in caches for key, buffer in cache.buffers.items()}
 

@@ -150,6 +150,7 @@ class Scheduler:
         sequence = job.sequence
         if self._prefixes is not None and not isinstance(sequence, EmbeddedPrompt):
             done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
+        self._engine.cache.adapter_ids[slot] = sequence.adapter
         self.prefill = Prefill(job, slot, done, reused=done)
 
     def _running(self) -> Iterator[CachedRow]:

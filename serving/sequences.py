@@ -1,5 +1,6 @@
 """Sequences of prompts and options, checked before anything runs."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from typing import Unpack
 
@@ -23,13 +24,15 @@ class SequenceOptions(SamplingOptions, total=False):
     speculation: SpeculationMethod | None
     context_overflow: ContextOverflow
     constraint: Constraint | None
+    adapter: str | None
 
 
 class SequenceBuilder:
     """Makes the sequences that a model's scheduler runs.
 
     No sequence has more than ``capacity`` tokens; any of ``eos`` ends one. ``has_draft`` says that
-    there is a model to draft with.
+    there is a model to draft with. ``adapters`` are the engine's numbers of LoRA adapters by
+    their names.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class SequenceBuilder:
         capacity: int,
         *,
         has_draft: bool = False,
+        adapters: Mapping[str, int] | None = None,
     ) -> None:
         self._prompts = prompts
         # A tokenizer may have ids that the model can't produce.
         self._eos = tuple(i for i in eos if i < prompts.vocab_size)
         self._capacity = capacity
         self._has_draft = has_draft
+        self._adapters = adapters or {}
         tokenizer = prompts.tokenizer
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._constraints: ConstraintCompiler | None = None
@@ -61,6 +66,7 @@ class SequenceBuilder:
         speculation: SpeculationMethod | None = None,
         context_overflow: ContextOverflow = "refuse",
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Sequence:
         """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
@@ -72,7 +78,8 @@ class SequenceBuilder:
         "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
         text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
         forgets the oldest tokens whenever the capacity is full. The text follows the
-        ``constraint``, and ends with it.
+        ``constraint``, and ends with it. ``adapter`` names one of the LoRA adapters that the bundle
+        was opened with.
 
         Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
         to its constraint.
@@ -99,7 +106,20 @@ class SequenceBuilder:
             self._vocabulary,
             speculation=speculation,
             matcher=self._matcher(constraint),
+            adapter=self.adapter_number(adapter),
         )
+
+    def adapter_number(self, name: str | None) -> int:
+        """The engine's number of an adapter, 0 for None; raises UserError if there is none such."""
+        if name is None:
+            return 0
+        if name not in self._adapters:
+            known = ", ".join(map(repr, self._adapters))
+            raise UserError(
+                f"There is no adapter {name!r}{f', only {known}' if known else ''}: open the "
+                "bundle with adapters={name: directory}."
+            )
+        return self._adapters[name]
 
     def _matcher(self, constraint: Constraint | None) -> Matcher | None:
         if constraint is None:

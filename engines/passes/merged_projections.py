@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from engines.initializers import add_lazy_initializer
-from engines.linears import Linear, find_linears
+from engines.linears import Linear, find_linears, remember_modules
 from engines.passes.insertion import Inserter
 from engines.passes.matching import producer
 from engines.passes.replacement import replace
@@ -84,7 +84,9 @@ def _merge(graph: ir.Graph, group: Sequence[_Projection]) -> None:
     weight = _side_by_side(graph, f"{name}.weight", weights, 0 if first.transposed else 1)
     if first.transposed:
         weight = insert.value("Transpose", [weight], perm=[1, 0])
-    total = insert.value("MatMul", [first.source, weight])
+    product = insert.node("MatMul", [first.source, weight])
+    remember_modules(product, {n: p.width for n, p in zip(names, group, strict=True)})
+    total = product.outputs[0]
     source_shape, width = first.source.shape, sum(projection.width for projection in group)
     shape = ir.Shape([*source_shape[:-1], width]) if source_shape is not None else None
     total.shape, total.type = shape, first.source.type

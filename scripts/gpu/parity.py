@@ -18,6 +18,7 @@ from exporter.parity import (
     compare,
     random_prompts,
     reference_logits,
+    references,
     rounding_error,
     run_engine,
 )
@@ -105,7 +106,7 @@ def _check(
         half = load(checkpoint, torch.float16).model.cuda()
         exact = load(checkpoint, torch.float32).model.cuda()
         rounding, embedding_rounding = (
-            rounding_error(exact, prompts, [measure(half, prompt) for prompt in prompts], measure)
+            rounding_error(references(measure, exact, runs), references(measure, half, runs))
             for measure in (reference_logits, reference_embeddings)
         )
         report = compare(

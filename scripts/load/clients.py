@@ -15,11 +15,16 @@ from scripts.load.timing import Timeline
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server generates, what a request's body is, and how many tokens an event brings."""
+    """Where a server generates, and what a request's body is.
+
+    ``brings_tokens`` says whether an event does, and ``total`` is the number of tokens that the
+    last one names (None: it isn't the last one).
+    """
 
     url: str
     body: Callable[[list[int], int], dict[str, Any]]
-    tokens_of: Callable[[dict[str, Any]], int]
+    brings_tokens: Callable[[dict[str, Any]], bool]
+    total: Callable[[dict[str, Any]], int | None]
 
 
 def run_clients(
@@ -32,8 +37,8 @@ def run_clients(
     async def client(http: httpx.AsyncClient) -> None:
         while waiting:
             timeline = await _generate(http, endpoint, waiting.popleft(), new_tokens)
-            if len(timeline.times) != new_tokens:
-                raise RuntimeError(f"{len(timeline.times)} tokens instead of {new_tokens}")
+            if timeline.tokens != new_tokens:
+                raise RuntimeError(f"{timeline.tokens} tokens instead of {new_tokens}")
             timelines.append(timeline)
 
     async def run() -> None:
@@ -55,6 +60,8 @@ async def _generate(
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            tokens = endpoint.tokens_of(json.loads(line.removeprefix("data: ")))
-            timeline.times += [perf_counter()] * tokens
+            event = json.loads(line.removeprefix("data: "))
+            if endpoint.brings_tokens(event):
+                timeline.times.append(perf_counter())
+            timeline.tokens = endpoint.total(event) or timeline.tokens
     return timeline

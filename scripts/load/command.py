@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +18,12 @@ import click
 from scripts.load.timing import Timeline, figures
 from scripts.peers.measuring import PAUSE_SECONDS, Prompts
 from scripts.peers.remote import ROOT, environment
+
+# As serve-llm http has them.
+PREFIX_ROWS = 8
+
+# Of a prompt that begins like another one, so many are its own.
+OWN_TOKENS = 16
 
 
 @dataclass
@@ -86,6 +93,7 @@ class Contestant:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--capacity", type=int, default=1024, show_default=True)
+@click.option("--shared-prefix", type=int, default=512, show_default=True, help="Tokens.")
 @click.option("--output", type=click.Path(path_type=Path), help="A JSON file.")
 def main(
     bundle: Path,
@@ -100,15 +108,21 @@ def main(
     repeats: int,
     threads: int,
     capacity: int,
+    shared_prefix: int,
     output: Path | None,
 ) -> None:
-    """Put a BUNDLE's engine and server under load, in turns with the peers that are named."""
+    """Put a BUNDLE's engine and server under load, in turns with the peers that are named.
+
+    Then ask ours twice for texts that begin with the same --shared-prefix tokens.
+    """
     numbers = [int(number) for number in streams.split(",")]
     common = {"threads": threads, "slots": max(numbers), "capacity": capacity}
-    contestants = [
-        Contestant(name, module, Path(sys.executable), {"model": str(bundle), **common})
+    settings = {"model": str(bundle), "prefix_rows": PREFIX_ROWS, **common}
+    ours = [
+        Contestant(name, module, Path(sys.executable), settings)
         for name, module in (("engine", "engine"), ("serve-llm http", "http_server"))
     ]
+    contestants = list(ours)
     if llama_server and gguf:
         settings = {"model": str(gguf), "program": str(llama_server), **common}
         contestants.append(
@@ -126,6 +140,10 @@ def main(
             contestants, numbers, prompts, requests, prompt_tokens, new_tokens, repeats
         ):
             contestant.rounds.setdefault(number, []).append(timelines)
+        shared = {
+            contestant.name: _shared_prefix(contestant, prompts, shared_prefix, repeats)
+            for contestant in ours
+        }
     document = {
         "bundle": bundle.name,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,11 +154,14 @@ def main(
         "repeats": repeats,
         **common,
         "contestants": [_result(contestant) for contestant in contestants],
+        "shared_prefix": {"tokens": shared_prefix, "first_token_seconds": shared},
     }
     if output:
         output.write_text(json.dumps(document, indent=1) + "\n")
     for line in _lines(contestants):
         click.echo(line)
+    for name, (miss, hit) in shared.items():
+        click.echo(f"{name}, first token: {1000 * miss:.0f} ms, {1000 * hit:.0f} on a hit")
 
 
 def _rounds(
@@ -162,6 +183,20 @@ def _rounds(
             for contestant in [*contestants[first:], *contestants[:first]]:
                 time.sleep(PAUSE_SECONDS)
                 yield contestant, number, contestant.run(number, load, new_tokens)
+
+
+def _shared_prefix(
+    contestant: Contestant, prompts: Prompts, tokens: int, repeats: int
+) -> tuple[float, float]:
+    """Median seconds to the first token of prompts whose beginning is new, and known."""
+    first, second = [], []
+    for _ in range(repeats):
+        beginning = prompts.next(tokens)
+        pair = [beginning + prompts.next(OWN_TOKENS) for _ in range(2)]
+        miss, hit = contestant.run(1, pair, 2)
+        first.append(miss.first_token_seconds)
+        second.append(hit.first_token_seconds)
+    return statistics.median(first), statistics.median(second)
 
 
 def _result(contestant: Contestant) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Runner:
             if isinstance(event, Failure):
                 raise event.error
             timelines[event.index].times.append(perf_counter())
+            timelines[event.index].tokens += 1
             if isinstance(event, Token) and event.finish_reason is not None and waiting:
                 send_next()
         return timelines

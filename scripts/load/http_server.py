@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 from scripts.load.clients import Endpoint, run_clients
 from scripts.load.server_process import free_port, start_server
@@ -24,7 +25,7 @@ class Runner:
             "capacity": capacity,
             "prefix-rows": prefix_rows,
         }
-        command = [sys.executable, "-m", "serving.cli", "http", f"model={model}"]
+        command = [str(Path(sys.executable).with_name("serve-llm")), "http", f"model={model}"]
         command += [f"--{name}={value}" for name, value in options.items()]
         base = f"http://127.0.0.1:{port}"
         start_server(command, f"{base}/ready")
@@ -37,8 +38,10 @@ class Runner:
                 "temperature": 0,
                 "ignore_eos": True,
                 "stream": True,
+                "stream_options": {"include_usage": True},
             },
-            lambda event: len(event["choices"]),
+            brings_tokens=lambda event: bool(event["choices"]),
+            total=lambda event: event["usage"]["completion_tokens"] if event["usage"] else None,
         )
 
     def run(self, streams: int, prompts: list[list[int]], new_tokens: int) -> list[Timeline]:

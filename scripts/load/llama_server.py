@@ -41,7 +41,8 @@ class Runner:
                 "return_tokens": True,
                 "stream": True,
             },
-            lambda event: len(event["tokens"]),
+            brings_tokens=lambda event: bool(event["tokens"]),
+            total=lambda event: event.get("tokens_predicted"),
         )
 
     def run(self, streams: int, prompts: list[list[int]], new_tokens: int) -> list[Timeline]:

@@ -49,7 +49,8 @@ class Runner:
                 if handle.can_read():
                     new = sum(len(output.generated_ids) for output in handle.read().values())
                     timeline.times += [now] * new
-            running = [each for each in running if len(each[1].times) < new_tokens]
+                    timeline.tokens += new
+            running = [each for each in running if each[1].tokens < new_tokens]
         return timelines
 
     def _send(self, prompt: list[int], new_tokens: int) -> Any:

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Timeline:
-    """One request: when it was sent, and when each of its tokens came (seconds of one clock)."""
+    """One request: when it was sent, and when tokens of it came (seconds of one clock).
+
+    A server may send several of its ``tokens`` at a time: those that only together are text.
+    """
 
     sent: float
     times: list[float] = field(default_factory=list)
+    tokens: int = 0
 
     @property
     def first_token_seconds(self) -> float:
@@ -58,7 +62,7 @@ def rate(timelines: Sequence[Timeline]) -> float:
     """All new tokens over the time from the first request to the last token."""
     begin = min(timeline.sent for timeline in timelines)
     end = max(timeline.times[-1] for timeline in timelines)
-    return sum(len(timeline.times) for timeline in timelines) / (end - begin)
+    return sum(timeline.tokens for timeline in timelines) / (end - begin)
 
 
 def percentile(values: Iterable[float], part: float) -> float:

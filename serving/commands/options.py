@@ -63,6 +63,7 @@ class OpenOptions(TypedDict):
 class LoadOptions(OpenOptions):
     """Those that commands offer which generate text."""
 
+    adapters: dict[str, Path]
     draft: Path | None
 
 
@@ -70,11 +71,13 @@ def model_options(command: Command) -> Command:
     """Add the options that open a bundle and generate from it.
 
     The command gets those of serving.load as one LoadOptions named ``opening``, and those of
-    Model.generate each by its name. A draft bundle that is opened is also used.
+    Model.generate each by its name. A draft bundle or an adapter that is opened is also used.
     """
 
     @functools.wraps(command)
     def with_opening(**arguments: Any) -> Any:
+        arguments["adapters"] = dict([arguments["adapter"]] if arguments["adapter"] else [])
+        arguments["adapter"] = next(iter(arguments["adapters"]), None)
         opening = {name: arguments.pop(name) for name in LoadOptions.__annotations__}
         if opening["draft"] is not None:
             if arguments["speculation"] is not None:
@@ -94,8 +97,29 @@ def model_options(command: Command) -> Command:
         metavar="BUNDLE",
         help="Draft tokens with this smaller model, which has the same tokens.",
     )
-    options = (generate_options, speculate, draft, load_options, verify_option, key_file_option)
+    adapter = click.option(
+        "--adapter",
+        callback=_named_directory,
+        metavar="NAME=DIRECTORY",
+        help="Generate with this LoRA adapter, as PEFT saved it.",
+    )
+    drafting = (speculate, draft)
+    opening = (load_options, verify_option, key_file_option)
+    options = (generate_options, adapter, *drafting, *opening)
     return add_options(cast(Command, with_opening), options)
+
+
+def _named_directory(
+    _: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, Path] | None:
+    if value is None:
+        return None
+    name, separator, directory = value.partition("=")
+    if not (name and separator and directory):
+        raise click.BadParameter(
+            "give a name and a directory, as in sql=./adapter.", param=parameter
+        )
+    return name, Path(directory)
 
 
 def load_options(command: Command) -> Command:

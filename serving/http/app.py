@@ -1,6 +1,7 @@
 """The application: routes, middleware, error handlers, and the workers' life."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from serving.errors import UserError
-from serving.http import chat, completions, models, operations, page_files
+from serving.http import chat, completions, embeddings, models, operations, page_files
+from serving.http.api_description import describe
 from serving.http.errors import (
     ApiError,
     answer_api_error,
@@ -36,7 +38,8 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = state
-    for endpoints in (models, chat, completions, operations, page_files):
+    app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
+    for endpoints in (models, chat, completions, embeddings, operations, page_files):
         app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

@@ -9,8 +9,9 @@ from starlette.responses import Response
 from serving.http.access import Caller, find_model, requires
 from serving.http.answer_head import AnswerHead
 from serving.http.answering import answer_stream, answer_whole
+from serving.http.api_description import BEARER, ERRORS, answers
 from serving.http.chat_answers import ChatAnswer, ChatStream
-from serving.http.errors import ERRORS, invalid, unsupported
+from serving.http.errors import invalid, unsupported
 from serving.http.generating import Generation
 from serving.http.messages import template_messages
 from serving.http.request_checks import check_body, check_generation
@@ -22,11 +23,11 @@ from serving.http.served_model import ServedModel
 from serving.http.state import state_of
 from serving.http.tool_prompts import ToolUse, tool_use
 
-router = APIRouter()
+router = APIRouter(dependencies=[BEARER])
 _caller = Depends(requires("generate"))
 
 
-@router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion}, **ERRORS})
+@router.post("/v1/chat/completions", responses={**answers(ChatCompletion), **ERRORS})
 async def create_chat_completion(
     body: ChatRequest, request: Request, caller: Annotated[Caller, _caller]
 ) -> Response:

@@ -9,8 +9,9 @@ from starlette.responses import Response
 from serving.http.access import Caller, find_model, requires
 from serving.http.answer_head import AnswerHead
 from serving.http.answering import answer_stream, answer_whole
+from serving.http.api_description import BEARER, ERRORS, answers
 from serving.http.completion_answers import CompletionAnswer, CompletionStream
-from serving.http.errors import ERRORS, unsupported
+from serving.http.errors import unsupported
 from serving.http.generating import Generation
 from serving.http.request_checks import check_body, check_generation
 from serving.http.sampling_options import generate_options
@@ -21,11 +22,11 @@ from serving.http.state import state_of
 # What OpenAI's API takes where a request doesn't say.
 _MAX_TOKENS = 16
 
-router = APIRouter()
+router = APIRouter(dependencies=[BEARER])
 _caller = Depends(requires("generate"))
 
 
-@router.post("/v1/completions", responses={200: {"model": Completion}, **ERRORS})
+@router.post("/v1/completions", responses={**answers(Completion), **ERRORS})
 async def create_completion(
     body: CompletionRequest, request: Request, caller: Annotated[Caller, _caller]
 ) -> Response:

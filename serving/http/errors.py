@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.errors import EngineError, UserError
-from serving.http.schemas.answers import ErrorDocument
 from serving.request_queue import QueueFullError
 from serving.scheduler import DeadlineError
 from serving.worker.client import SlowReaderError, WorkerLostError
@@ -37,12 +36,6 @@ _NOT_SUPPORTED = (
     "verbosity",
     "web_search_options",
 )
-
-# What every endpoint of the API may answer, for its OpenAPI description.
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorDocument}
-    for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
-}
 
 
 class ApiError(Exception):

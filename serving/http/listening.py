@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from serving.errors import UserError
-from serving.http.header_timeout import header_timeout_protocol
+from serving.http.connection_timeouts import timed_protocol
 from serving.http.keys import Key
 from serving.http.request_limits import RequestLimits
 
@@ -54,7 +54,7 @@ class Listening:
         options: dict[str, Any] = {
             "host": self.host,
             "port": self.port,
-            "http": header_timeout_protocol(limits.header_seconds),
+            "http": timed_protocol(limits.header_seconds, limits.stalled_seconds),
             "h11_max_incomplete_event_size": limits.header_bytes,
             "ws": "none",
             "access_log": False,

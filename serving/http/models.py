@@ -6,11 +6,11 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from serving.http.access import Caller, find_model, may_use, requires
-from serving.http.errors import ERRORS
+from serving.http.api_description import BEARER, ERRORS
 from serving.http.schemas.answers import Model, ModelList
 from serving.http.state import state_of
 
-router = APIRouter()
+router = APIRouter(dependencies=[BEARER])
 _caller = Depends(requires(None))
 
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.http.access import Caller, requires
-from serving.http.errors import ERRORS
+from serving.http.api_description import BEARER, ERRORS
 from serving.http.schemas.answers import Status
 from serving.http.state import state_of
 
@@ -33,6 +33,7 @@ async def ready(request: Request) -> Response:
 
 @router.get(
     "/metrics",
+    dependencies=[BEARER],
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **ERRORS},
 )

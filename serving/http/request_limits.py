@@ -17,7 +17,8 @@ class RequestLimits(BaseModel):
 
     ``prompt_tokens`` and ``new_tokens`` of None leave it at the engine's capacity. ``schema_bytes``
     is for a JSON schema, a regular expression or a grammar. ``header_seconds`` and
-    ``body_seconds`` are for receiving them, ``request_seconds`` for all of a request.
+    ``body_seconds`` are for receiving them, ``request_seconds`` for all of a request. A client that
+    reads nothing of an answer for ``stalled_seconds`` is disconnected.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class RequestLimits(BaseModel):
     body_bytes: PositiveInt = 2 << 20
     body_seconds: PositiveFloat = 20.0
     request_seconds: PositiveFloat = 600.0
+    stalled_seconds: PositiveFloat = 30.0
     prompt_tokens: PositiveInt | None = None
     new_tokens: PositiveInt | None = None
     choices: PositiveInt = 16

@@ -22,6 +22,8 @@ _SAME = (
     "context_overflow",
 )
 _SEEDS = 2**64
+# Below it only the likeliest token has a chance, and float32 soon overflows.
+LEAST_TEMPERATURE = 1e-4
 
 
 def generate_options(
@@ -36,6 +38,8 @@ def generate_options(
     options: dict[str, Any] = dict(model.sampling)
     options |= {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     options |= {"max_new_tokens": max_new_tokens, "logprobs": logprobs}
+    if options["temperature"] < LEAST_TEMPERATURE:
+        options["temperature"] = 0.0
     if body.seed is not None:
         options["seed"] = body.seed % _SEEDS
     if body.stop:

@@ -69,9 +69,9 @@ class ServedModel:
             )
         return self.worker.opened.capacity
 
-    async def encode(self, prompt: str | Sequence[int]) -> IntArray:
-        """Token ids [n] of a prompt, or those given."""
-        return await self._encode("prompt", self.prompts.ids, prompt)
+    async def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> IntArray:
+        """Token ids [n] of a prompt, or those given; ``param`` is where it comes from."""
+        return await self._encode(param, self.prompts.ids, prompt)
 
     async def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None

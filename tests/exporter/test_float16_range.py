@@ -1,8 +1,9 @@
 """Float16 exports of models with activations that float16 can't hold."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -13,13 +14,25 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from engines.activation_ranges import LARGEST_SAFE, activation_ranges
+from engines.passes.lora_inputs import lora_tables
 from engines.passes.widened_floats import widen_floats
 from engines.standard import optimize
 from exporter import export as export_module
+from exporter.adapters import adapted
 from exporter.calibration_windows import token_windows
 from exporter.export import Request, plan_export
 from exporter.float16_range import keep_in_range
-from serving.contract import INPUT_IDS, LOGITS, LOGITS_POSITIONS, PARTS, PAST_LENGTHS, past_name
+from exporter.parity import reference_logits
+from serving.contract import (
+    ADAPTER_IDS,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_POSITIONS,
+    PARTS,
+    PAST_LENGTHS,
+    past_name,
+)
+from serving.lora import AdapterTables, Factors
 from tests.checkpoints import make_checkpoint
 from tests.exporter.commands import refusal, run
 from tests.exports import once
@@ -94,12 +107,15 @@ def float32_logits(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
 
 
-def in_float16(model: ir.Model, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def in_float16(
+    model: ir.Model, tokens: np.ndarray, more: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """Every value of the graph, with results rounded to float16 as the graph says."""
     feeds = {
         INPUT_IDS: tokens[None],
         PAST_LENGTHS: np.zeros(1, np.int64),
         LOGITS_POSITIONS: np.arange(len(tokens))[None],
+        **more,
     }
     for layer in range(2):
         for part in PARTS:
@@ -135,6 +151,32 @@ def test_with_islands_all_of_float16_is_finite(
     expected = float32_logits(overflowing, windows[0])
     error = np.abs(values[LOGITS][0].astype(np.float32) - expected).max()
     assert error < 0.02 * np.abs(expected).max()
+
+
+def test_what_an_adapter_adds_beside_an_island_is_float32(
+    overflowing: Path, traced: Callable[[], ir.Model], windows: np.ndarray, tmp_path: Path
+) -> None:
+    """Its first factor reads the large channel: x a leaves the range, and (x a) b doesn't."""
+    model = traced()
+    optimize(model, ["down_proj"])
+    keep_in_range(model, "tiny", list(windows), tmp_path)
+    adapter = {
+        module.name: Factors(
+            np.full((table.inputs, 1), 1.0, np.float32),
+            np.full((1, module.outputs), SMALL**2, np.float32),
+        )
+        for table in lora_tables(model)
+        for module in table.modules
+    }
+    inputs = AdapterTables(lora_tables(model), "float16", {"a": adapter}).inputs(adapted=True)
+    values = in_float16(model, windows[0], {ADAPTER_IDS: np.ones(1, np.int64), **inputs})
+    names = [name for name in values if f"{LAYER}.mlp.down_proj/lora" in name]
+    assert max(np.abs(values[name]).max() for name in names) > 65504
+    assert all(np.isfinite(np.asarray(values[name], np.float32)).all() for name in names)
+    reference = AutoModelForCausalLM.from_pretrained(overflowing, dtype=torch.float32).eval()
+    with adapted(reference, adapter):
+        expected = reference_logits(reference, windows[0].tolist())
+    assert np.abs(values[LOGITS][0] - expected).mean() < 0.02
 
 
 def test_with_islands_the_check_finds_nothing(

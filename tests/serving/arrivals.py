@@ -24,10 +24,13 @@ class Arrival:
     speculation: SpeculationMethod | None
     priority: int
     client: str
+    adapter: str | None = None
 
 
 def arrivals(
-    vocab: int, methods: list[SpeculationMethod | None]
+    vocab: int,
+    methods: list[SpeculationMethod | None],
+    adapters: tuple[str | None, ...] = (None,),
 ) -> st.SearchStrategy[list[Arrival]]:
     """Between one and twelve requests, many of them at about the same time."""
     tail = st.lists(st.integers(0, vocab - 1), min_size=1, max_size=30)
@@ -41,6 +44,7 @@ def arrivals(
         speculation=st.sampled_from(methods),
         priority=st.integers(0, 1),
         client=st.sampled_from("ab"),
+        adapter=st.sampled_from(adapters),
     )
     return st.lists(arrival, min_size=1, max_size=12)
 
@@ -60,6 +64,7 @@ def serve(model: Model, scheduler: Scheduler, plan: list[Arrival]) -> dict[int, 
                     max_new_tokens=arrival.new_tokens,
                     ignore_eos=True,
                     speculation=arrival.speculation,
+                    adapter=arrival.adapter,
                 )
                 scheduler.submit(Job(sequence, arrival.priority, arrival.client))
                 results[index] = Generation()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import serving
 from serving import Model, UserError
 from serving.chat import Message
-from serving.speculation import SpeculationMethod
+from serving.decoding import SpeculationMethod
 from tests.checkpoints import make_checkpoint
 from tests.serving.fixed_costs import FixedCosts
 

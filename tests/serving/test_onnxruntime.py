@@ -86,7 +86,8 @@ def test_the_cache_is_updated_in_place_and_only_where_it_must(tmp_path: Path) ->
             written = buffer.array.any(axis=(1, 3))
             assert np.argwhere(written).tolist() == [[1, 2], [1, 3], [1, 4]]
         rows = {engine.cache.rows(0, part, 1, 1)[0] for part in ("key", "value")}
-        assert rows < {value.data_ptr() for value in engine._bindings[1, 1, "logits"].get_outputs()}
+        binding = engine._bindings[1, 1, "logits", False]
+        assert rows < {value.data_ptr() for value in binding.get_outputs()}
 
 
 def test_decode_reuses_its_binding_and_its_logits_buffer(tmp_path: Path) -> None:

@@ -164,3 +164,27 @@ class ErrorDocument(TypedDict):
     """The answer to a request that failed."""
 
     error: Error
+
+
+class Embedding(TypedDict):
+    """A vector, as numbers or as base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    """Numbers of tokens of all inputs together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(TypedDict):
+    """The vectors of a request, in the order of its inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.worker import client as worker_client
+from serving.http.request_limits import RequestLimits
 from tests.serving.http.running import Running, running, until
 
 ENDLESS: dict[str, Any] = {
@@ -45,43 +45,46 @@ def test_a_client_that_leaves_a_stream_frees_its_slots(tiny: Running, n: int) ->
     before = metric(tiny, "serve_llm_disconnects_total")
     body = {**ENDLESS, "stream": True, "n": n}
     with tiny.http as client, client.stream("POST", "/v1/completions", json=body) as stream:
-        assert next(stream.iter_lines()).startswith("data: ")
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
         assert not is_idle(tiny)
     until(lambda: is_idle(tiny))
     until(lambda: metric(tiny, "serve_llm_disconnects_total") == before + 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_before_the_first_token_frees_its_slot(
-    tiny: Running, stream: bool
-) -> None:
-    with tiny.http as client:
-        # Both slots are taken, so the third waits in the queue.
-        bodies = [{**ENDLESS, "stream": True, "n": 2}, {**ENDLESS, "stream": stream}]
-        with client.stream("POST", "/v1/completions", json=bodies[0]) as first:
-            next(first.iter_lines())
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/completions", json=bodies[1], timeout=0.2)
-            until(lambda: next(iter(tiny.state.models)).worker.in_flight == 2)
+def test_a_client_that_leaves_while_it_waits_is_forgotten(tiny: Running, stream: bool) -> None:
+    (model,) = tiny.state.models
+    taking_both_slots = {**ENDLESS, "stream": True, "n": 2}
+    with (
+        tiny.http as client,
+        client.stream("POST", "/v1/completions", json=taking_both_slots) as first,
+    ):
+        lines = first.iter_lines()
+        next(lines)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json={**ENDLESS, "stream": stream}, timeout=0.3)
+        until(lambda: model.worker.in_flight == 2)
+        next(lines)
     until(lambda: is_idle(tiny))
 
 
-def test_who_does_not_read_holds_up_nobody_and_is_given_up(
-    tiny: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_client, "BACKLOG", 500)
-    with _not_reading(tiny):
-        until(lambda: not is_idle(tiny))
-        for _ in range(3):
-            response = tiny.post("/v1/completions", model="tiny", prompt="hi", max_tokens=5)
-            assert response.status_code == 200
-        until(lambda: is_idle(tiny))
+def test_who_does_not_read_holds_up_nobody_and_is_disconnected(tiny_bundle: Path) -> None:
+    with running({"tiny": tiny_bundle}, limits=RequestLimits(stalled_seconds=1)) as server:
+        (model,) = server.state.models
+        with _not_reading(server):
+            until(lambda: model.worker.load.decoding == 1)
+            answer = server.post("/v1/completions", model="tiny", prompt="hi", max_tokens=5)
+            assert answer.status_code == 200
+            assert model.worker.load.decoding == 1
+            until(lambda: is_idle(server))
 
 
 @contextmanager
 def _not_reading(server: Running) -> Iterator[None]:
     """A request for a stream whose connection stays open and isn't read."""
-    body = json.dumps({**ENDLESS, "stream": True}).encode()
+    # Chunks are large, so that the kernel's buffers are soon full.
+    body = json.dumps({**ENDLESS, "stream": True, "logprobs": 20}).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
