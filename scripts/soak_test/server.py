@@ -103,4 +103,4 @@ def _wait_until_ready(server: Server) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.05)
-    raise RuntimeError(f"the server doesn't get ready: {server.log.read_text()[-2000:]}")
+    raise RuntimeError(f"the server doesn't get ready: {server.log.open().read(2000)}")

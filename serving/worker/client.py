@@ -66,7 +66,8 @@ class WorkerClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._pipe: Pipe | None = None
         self._process: BaseProcess | None = None
-        self._was_heard = False
+        self._owes_answer = False  # a worker says something after every message
+        self._silent_looks = 0
         self.opened: Opened | None = None
         self.load = Load()
         self.restarts = 0
@@ -170,7 +171,6 @@ class WorkerClient:
         reason = "The engine's process ended before it was ready: see its output."
         try:
             while (message := await pipe.received.get()) is not None:
-                self._was_heard = True
                 match message:
                     case Opened():
                         self.opened = message
@@ -180,6 +180,7 @@ class WorkerClient:
                         reason = message.reason
                     case Progress():
                         self._deliver(message)
+                self._owes_answer, self._silent_looks = bool(self._unfinished), 0
         finally:
             self._pipe = self._process = None
             watching.cancel()
@@ -189,18 +190,15 @@ class WorkerClient:
         return reason
 
     async def _kill_if_hung(self, process: BaseProcess) -> None:
-        """Kill a worker that has had work for too long and said nothing.
+        """Kill a worker that should have said something for too long.
 
         Looks are counted, not seconds: those in which this process didn't run either aren't held
         against the worker.
         """
-        silent_looks = 0
-        while silent_looks < LOOKS:
+        self._owes_answer, self._silent_looks = False, 0
+        while self._silent_looks < LOOKS:
             await asyncio.sleep(self._options.silent_seconds / LOOKS)
-            if self._was_heard:
-                silent_looks, self._was_heard = 0, False
-            elif self._unfinished:
-                silent_looks += 1
+            self._silent_looks += self._owes_answer
         _log.error("the worker hangs and is killed")
         process.kill()
 
@@ -234,6 +232,7 @@ class WorkerClient:
     def _send(self, message: ToWorker) -> None:
         """Send if there is a worker; what it loses ends as its other requests do."""
         if self._pipe is not None:
+            self._owes_answer = True
             self._pipe.send(message)
 
 
