@@ -74,7 +74,10 @@ class Plan:
 
 
 async def soak(server: Server, cases: list[Case], plan: Plan, tally: Tally) -> list[Sample]:
-    """Carry out a plan; returns what the server took meanwhile, about twice a second."""
+    """Carry out a plan, up to the first breach.
+
+    Returns what the server took meanwhile, about twice a second.
+    """
     samples: list[Sample] = []
     sampling = asyncio.create_task(_sample(server, tally, samples))
     draw = random.Random(plan.seed)
@@ -84,6 +87,8 @@ async def soak(server: Server, cases: list[Case], plan: Plan, tally: Tally) -> l
             size = plan.requests // (plan.rounds * len(PHASES))
             for number in range(plan.rounds):
                 for name, mix in PHASES.items():
+                    if tally.breaches:
+                        break
                     await _phase(server, cases, mix, size, plan.clients, draw.random(), tally)
                     await _check_idle(server, f"round {number + 1}, {name}", tally)
             await holding
@@ -114,6 +119,8 @@ async def _phase(
 
     async def run(client: Client) -> None:
         for _ in waiting:
+            if tally.breaches:
+                return
             (behaviour,) = client.draw.choices([*mix], [*mix.values()])
             tally.requests += 1
             tally.outcomes[behaviour.__name__.replace("_", " ")] += 1
