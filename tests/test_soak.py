@@ -23,7 +23,7 @@ def test_a_short_soak_has_no_breach(tmp_path: Path) -> None:
     assert result["different_answers"] > 30
 
 
-@pytest.mark.parametrize(("field", "per_request"), [("worker_mb", 0.0006), ("server_files", 0.002)])
+@pytest.mark.parametrize(("field", "per_request"), [("worker_mb", 0.0015), ("server_files", 0.002)])
 def test_what_grows_with_every_request_is_found(field: str, per_request: float) -> None:
     flat = [
         Sample(requests, 100 + requests % 3, 200 + requests % 5, 50 + requests % 7, 10)
