@@ -14,6 +14,12 @@ from serving.pacing import Pacing
 from serving.prefix_cache import CachedRow, PrefixCache
 from serving.request_queue import Job, RequestQueue
 
+# What a DeadlineError says.
+TOO_LATE = (
+    "The request wasn't finished in its time: ask for fewer tokens, give it more time or try again "
+    "later."
+)
+
 
 class DeadlineError(UserError):
     """A request took longer than it was given."""
@@ -129,13 +135,7 @@ class Scheduler:
             self._drop(job)
             late.append(job)
         for job in late:
-            yield Failure(
-                job.sequence.index,
-                DeadlineError(
-                    "The request wasn't finished in its time: ask for fewer tokens, give it more "
-                    "time or try again later."
-                ),
-            )
+            yield Failure(job.sequence.index, DeadlineError(TOO_LATE))
 
     def _has_prompt(self) -> bool:
         """Whether a prompt is being run, or could be."""

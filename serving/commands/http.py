@@ -68,6 +68,14 @@ def scheduling_options(command: Command) -> Command:
             default=128,
             help="Sequences that may wait for a slot (default: 128).",
         ),
+        click.option(
+            "--worker-timeout",
+            "silent_seconds",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            default=120.0,
+            help="An engine that has work and does nothing for so long is replaced (default: 120).",
+        ),
     )
     return add_options(command, options)
 
@@ -114,6 +122,7 @@ def http(
     log_level: str,
     target_latency: float | None,
     queue_limit: int,
+    silent_seconds: float,
     **options: Any,
 ) -> None:
     """Serve each BUNDLE under its NAME (default: its directory's) with OpenAI's API."""
@@ -138,7 +147,13 @@ def http(
     configure_logs(log_level.upper())
     limits = RequestLimits(**{name: options.pop(name) for name in LIMITS})
     named = named_bundles(bundles, served_model_name)
-    models = open_models(named, options, target_latency=target_latency, queue_limit=queue_limit)
+    models = open_models(
+        named,
+        options,
+        target_latency=target_latency,
+        queue_limit=queue_limit,
+        silent_seconds=silent_seconds,
+    )
     click.echo(f"{', '.join(named)}: {listening.url}/v1")
     serve(ServerState(models, limits, keys), listening, drain_seconds)
 

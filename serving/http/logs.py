@@ -65,6 +65,8 @@ def configure_logs(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    # Without any handler Python prints their warnings: asyncio's can quote what a client sent.
+    logging.basicConfig(handlers=[logging.NullHandler()])
 
 
 class JsonFormatter(logging.Formatter):

@@ -141,6 +141,7 @@ def open_models(
     *,
     target_latency: float | None = None,
     queue_limit: int | None = 128,
+    silent_seconds: float = 120.0,
 ) -> ServedModels:
     """Check the bundles, by name, and read their tokenizers; the workers are started later.
 
@@ -151,7 +152,8 @@ def open_models(
     for name, path in bundles.items():
         bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
         # Checked once: a worker that takes another's place should be there soon.
-        options = WorkerOptions(path, {**loading, "verify": False}, target_latency, queue_limit)
+        loaded_again = {**loading, "verify": False}
+        options = WorkerOptions(path, loaded_again, target_latency, queue_limit, silent_seconds)
         models.append(ServedModel(name, bundle, options))
     return ServedModels(models)
 

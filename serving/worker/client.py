@@ -1,19 +1,18 @@
 """The server's side of a worker: starts it, streams from it, and replaces it when it dies."""
 
 import asyncio
+import logging
 import multiprocessing
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import count
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from serving.decoding import Failure, Token
 from serving.embedding import Embedded
 from serving.engine import FloatArray
 from serving.errors import EngineError, UserError
-from serving.scheduler import Outcome
+from serving.scheduler import TOO_LATE, DeadlineError, Outcome
 from serving.worker.messages import (
     Cancel,
     EmbedRequest,
@@ -23,18 +22,26 @@ from serving.worker.messages import (
     Progress,
     Request,
     Submit,
-    ToServer,
     ToWorker,
     WorkerOptions,
 )
+from serving.worker.pipe import Pipe
 from serving.worker.process import work
 
 # Waiting times before a worker that died is started again, in seconds; the last one repeats.
 PAUSES = (0.0, 1.0, 5.0, 30.0)
 
+# The worker itself gives up what is late. A step that takes long, or a worker that hangs, keeps it
+# from that: then the server does, so many seconds later.
+GRACE = 1.0
+
+# A worker that hangs is found by looking so many times in the seconds after which it is killed.
+LOOKS = 10
 
 # So many tokens may wait for whoever reads a stream; then it is given up, and its slot is free.
 BACKLOG = 8192
+
+_log = logging.getLogger(__name__)
 
 
 class SlowReaderError(UserError):
@@ -54,10 +61,13 @@ class WorkerClient:
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
         self._streams: dict[int, asyncio.Queue[Outcome]] = {}
+        self._unfinished: set[int] = set()  # what the worker has to do
         self._indices = count()
         self._supervisor: asyncio.Task[None] | None = None
-        self._pipe: Connection | None = None
+        self._pipe: Pipe | None = None
         self._process: BaseProcess | None = None
+        self._owes_answer = False  # a worker says something after every message
+        self._silent_looks = 0
         self.opened: Opened | None = None
         self.load = Load()
         self.restarts = 0
@@ -101,19 +111,22 @@ class WorkerClient:
         index = next(self._indices)
         events: asyncio.Queue[Outcome] = asyncio.Queue()
         self._streams[index] = events
-        has_ended = False
+        deadline = None
+        if request.seconds is not None:
+            deadline = asyncio.get_running_loop().time() + request.seconds + GRACE
         try:
+            self._unfinished.add(index)
             self._send(Submit(index, request))
+            has_ended = False
             while not has_ended:
-                event = await events.get()
-                has_ended = not isinstance(event, Token) or event.finish_reason is not None
+                event = await _next_event(events, deadline)
                 if isinstance(event, Failure):
                     raise event.error
+                has_ended = _is_last(event)
                 yield event
         finally:
             del self._streams[index]
-            if not has_ended:
-                self._send(Cancel(index))
+            self._cancel(index)
 
     async def drain(self, seconds: float) -> bool:
         """Wait for all requests to end, so long at most; returns whether they did."""
@@ -152,13 +165,12 @@ class WorkerClient:
         process = context.Process(target=work, args=(self._options, theirs), daemon=True)
         process.start()
         theirs.close()
-        self._pipe, self._process = ours, process
-        messages: asyncio.Queue[ToServer | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_read, args=(ours, loop, messages), daemon=True).start()
+        pipe = Pipe(ours, asyncio.get_running_loop())
+        self._pipe, self._process = pipe, process
+        watching = asyncio.create_task(self._kill_if_hung(process))
         reason = "The engine's process ended before it was ready: see its output."
         try:
-            while (message := await messages.get()) is not None:
+            while (message := await pipe.received.get()) is not None:
                 match message:
                     case Opened():
                         self.opened = message
@@ -168,38 +180,73 @@ class WorkerClient:
                         reason = message.reason
                     case Progress():
                         self._deliver(message)
+                self._owes_answer, self._silent_looks = bool(self._unfinished), 0
         finally:
             self._pipe = self._process = None
-            ours.close()
+            watching.cancel()
             process.kill()
             await asyncio.to_thread(process.join)
+            await asyncio.to_thread(pipe.close)
         return reason
+
+    async def _kill_if_hung(self, process: BaseProcess) -> None:
+        """Kill a worker that should have said something for too long.
+
+        Looks are counted, not seconds: those in which this process didn't run either aren't held
+        against the worker.
+        """
+        self._owes_answer, self._silent_looks = False, 0
+        while self._silent_looks < LOOKS:
+            await asyncio.sleep(self._options.silent_seconds / LOOKS)
+            self._silent_looks += self._owes_answer
+        _log.error("the worker hangs and is killed")
+        process.kill()
 
     def _deliver(self, progress: Progress) -> None:
         self.load = progress.load
         for event in progress.events:
+            if _is_last(event):
+                self._unfinished.discard(event.index)
             stream = self._streams.get(event.index)
             if stream is None:  # nobody waits for it any more
                 continue
             stream.put_nowait(event)
             if stream.qsize() == BACKLOG:
-                self._send(Cancel(event.index))
+                self._cancel(event.index)
                 stream.put_nowait(Failure(event.index, _slow_reader()))
 
     def _fail_streams(self) -> None:
+        self._unfinished.clear()
         for index, stream in self._streams.items():
             error = WorkerLostError(
                 "The engine's process ended while it worked on this request: send it again."
             )
             stream.put_nowait(Failure(index, error))
 
+    def _cancel(self, index: int) -> None:
+        """Let the worker forget a request that it hasn't finished."""
+        if index in self._unfinished:
+            self._unfinished.discard(index)
+            self._send(Cancel(index))
+
     def _send(self, message: ToWorker) -> None:
         """Send if there is a worker; what it loses ends as its other requests do."""
         if self._pipe is not None:
-            try:
-                self._pipe.send(message)
-            except (BrokenPipeError, OSError):
-                return
+            self._owes_answer = True
+            self._pipe.send(message)
+
+
+async def _next_event(events: "asyncio.Queue[Outcome]", deadline: float | None) -> Outcome:
+    """The next event of a stream; raises DeadlineError after ``deadline``, in the loop's time."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await events.get()
+    except TimeoutError:
+        raise DeadlineError(TOO_LATE) from None
+
+
+def _is_last(event: Outcome) -> bool:
+    return not isinstance(event, Token) or event.finish_reason is not None
 
 
 def _slow_reader() -> SlowReaderError:
@@ -207,21 +254,3 @@ def _slow_reader() -> SlowReaderError:
         f"{BACKLOG} tokens of the stream are waiting to be read, and it was ended: read faster or "
         "ask for fewer tokens."
     )
-
-
-def _read(
-    pipe: Connection, loop: asyncio.AbstractEventLoop, messages: "asyncio.Queue[ToServer | None]"
-) -> None:
-    """Pass what the worker sends to the event loop; None when it is gone."""
-    message: ToServer | None
-    while True:
-        try:
-            message = pipe.recv()
-        except (EOFError, OSError):
-            message = None
-        try:
-            loop.call_soon_threadsafe(messages.put_nowait, message)
-        except RuntimeError:  # the loop is closed
-            return
-        if message is None:
-            return

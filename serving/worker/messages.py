@@ -16,13 +16,15 @@ class WorkerOptions:
     """How a worker opens its bundle, and how it schedules.
 
     ``loading`` are parameters of serving.load. For ``target_latency`` (seconds) and ``queue_limit``
-    see Model.scheduler.
+    see Model.scheduler. A worker that has work and says nothing for ``silent_seconds``, more than
+    any step takes, hangs and is replaced.
     """
 
     bundle: Path
     loading: dict[str, Any] = field(default_factory=dict)
     target_latency: float | None = None
     queue_limit: int | None = 128
+    silent_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

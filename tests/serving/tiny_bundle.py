@@ -19,13 +19,15 @@ END = 31
 def make_bundle(
     path: Path, letters: str = "abcdefghijklmnopqrstuvwxyz .,!?", **changes: Any
 ) -> Path:
-    """Write a bundle with a vocabulary of letters; ``changes`` replace parts of its manifest."""
+    """Write a bundle with a vocabulary of ASCII letters; ``changes`` are parts of its manifest."""
     path.mkdir()
     save_graph(path / "model.onnx")
     assert len(letters) == VOCAB - 1
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    # Byte-level, as llguidance wants it; a space has a letter of its own there.
+    vocabulary = {letter: index for index, letter in enumerate(letters.replace(" ", "Ġ"))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)

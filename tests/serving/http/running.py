@@ -48,12 +48,16 @@ class Running:
 
 @contextmanager
 def running(
-    bundles: dict[str, Path], *, limits: RequestLimits | None = None, **loading: Any
+    bundles: dict[str, Path],
+    *,
+    limits: RequestLimits | None = None,
+    silent_seconds: float = 120.0,
+    **loading: Any,
 ) -> Iterator[Running]:
     """Serve bundles, each with two slots, one thread and a queue of eight."""
     loading = {"slots": 2, "capacity": 1024, "prefix_rows": 2, "threads": 1} | loading
     keys = KeyStore(None, None)
-    models = open_models(bundles, loading, queue_limit=8)
+    models = open_models(bundles, loading, queue_limit=8, silent_seconds=silent_seconds)
     state = ServerState(models, limits or RequestLimits(), keys)
     options = check_listening("127.0.0.1", 0, keys=()).uvicorn_options(state.limits)
     with serving_at(create_app(state), options) as port:

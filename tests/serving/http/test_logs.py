@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -147,3 +149,18 @@ def test_other_packages_stay_silent(lines: io.StringIO, capfd: pytest.CaptureFix
     logging.getLogger("serving.generation").info("began")
     assert [entry["message"] for entry in entries(lines)] == ["began"]
     assert "Waldi" not in capfd.readouterr().err
+
+
+def test_warnings_of_other_packages_are_silent_too() -> None:
+    # In a process of its own, whose root logger has no handlers of pytest's.
+    code = (
+        "import logging\n"
+        "from serving.http.logs import configure_logs\n"
+        "configure_logs()\n"
+        "logging.getLogger('asyncio').error('Waldi')\n"
+        "logging.getLogger('serving').info('began')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stderr)["message"] == "began"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import serving
 from serving import UserError
+from serving.scheduler import DeadlineError
 from serving.worker.client import WorkerClient, WorkerLostError
 from serving.worker.messages import Request, WorkerOptions
 from tests.serving.tiny_bundle import make_bundle
@@ -24,12 +26,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("worker") / "bundle")
 
 
-def with_worker(bundle: Path, use: Callable[[WorkerClient], Awaitable[None]]) -> None:
+def with_worker(
+    bundle: Path, use: Callable[[WorkerClient], Awaitable[None]], **changes: Any
+) -> None:
     """Run ``use`` on a worker of two slots, within a minute."""
 
     async def run() -> None:
         options = {"slots": 2, "capacity": 512, "prefix_rows": 2, "threads": 1}
-        client = WorkerClient(WorkerOptions(bundle, options, queue_limit=8))
+        client = WorkerClient(WorkerOptions(bundle, options, queue_limit=8, **changes))
         await client.start()
         try:
             await asyncio.wait_for(use(client), 60)
@@ -111,6 +115,68 @@ def test_a_worker_that_dies_is_replaced(bundle: Path) -> None:
         assert len(await tokens_of(client, request(1, 3))) == 3
 
     with_worker(bundle, use)
+
+
+def test_a_worker_that_hangs_is_replaced(bundle: Path) -> None:
+    async def use(client: WorkerClient) -> None:
+        stream = client.generate(request(1, LONG))
+        await anext(stream)
+        hung = stop(client)
+        with pytest.raises(WorkerLostError, match="send it again"):
+            async for _ in stream:
+                pass
+        await until(lambda: client.opened is not None)
+        assert client.restarts == 1
+        assert client.process_id != hung
+        assert len(await tokens_of(client, request(1, 3))) == 3
+
+    with_worker(bundle, use, silent_seconds=0.3)
+
+
+def test_a_worker_without_work_may_be_silent(bundle: Path) -> None:
+    async def use(client: WorkerClient) -> None:
+        unread = client.generate(request(1, 3))
+        await anext(unread)  # the worker has ended it, nobody has read that
+        await until(lambda: client.load.decoding == 0)
+        await asyncio.sleep(0.5)
+        assert client.restarts == 0
+        await unread.aclose()  # type: ignore[attr-defined]
+
+    with_worker(bundle, use, silent_seconds=0.1)
+
+
+def test_deadlines_hold_while_the_worker_hangs(bundle: Path) -> None:
+    async def use(client: WorkerClient) -> None:
+        stop(client)
+        with pytest.raises(DeadlineError):
+            await tokens_of(client, request(1, 3, seconds=0.1))
+        assert client.in_flight == 0
+
+    with_worker(bundle, use)
+
+
+def test_a_worker_that_reads_nothing_does_not_hold_up_the_event_loop(bundle: Path) -> None:
+    async def use(client: WorkerClient) -> None:
+        # It goes on if the event loop is held up, and its answers are other ones.
+        rescue = threading.Timer(5, os.kill, (stop(client), signal.SIGCONT))
+        rescue.start()
+        # Together more than a pipe holds.
+        prompt = np.zeros(100_000, np.int64)
+        large = [Request(prompt, {"max_new_tokens": 1}, seconds=0.1) for _ in range(4)]
+        results = await asyncio.gather(
+            *(tokens_of(client, each) for each in large), return_exceptions=True
+        )
+        rescue.cancel()
+        assert [type(result) for result in results] == [DeadlineError] * 4
+
+    with_worker(bundle, use)
+
+
+def stop(client: WorkerClient) -> int:
+    """Let the worker hang; returns its process."""
+    assert client.process_id is not None
+    os.kill(client.process_id, signal.SIGSTOP)
+    return client.process_id
 
 
 def test_draining_waits_for_streams(bundle: Path) -> None:
