@@ -1,182 +1,20 @@
 """``serve-llm http``: an HTTP server with OpenAI's API."""
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
-
 import click
 
-from serving.commands.options import (
-    Command,
-    add_options,
-    key_file_option,
-    load_options,
-    verify_option,
-)
-from serving.errors import UserError
-
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "cryptography")
-
-# Parameters of RequestLimits that are options here.
-LIMITS = ("request_seconds", "body_bytes", "prompt_tokens", "new_tokens", "choices")
-
-
-def listening_options(command: Command) -> Command:
-    """Add the options that say where the server listens, and to whom."""
-    file = click.Path(path_type=Path)
-    options = (
-        click.option("--host", default="127.0.0.1", help="Default: 127.0.0.1."),
-        click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000."),
-        click.option("--api-keys", type=file, help="Key file that serve-llm keys create made."),
-        click.option("--tls-cert", type=file, help="Certificate chain in PEM format."),
-        click.option("--tls-key", type=file, help="The certificate's private key."),
-        click.option(
-            "--insecure-http", is_flag=True, help="No TLS on other addresses than loopback."
-        ),
-        click.option(
-            "--drain-seconds",
-            type=click.FloatRange(0),
-            default=30.0,
-            help="How long running requests may go on after SIGTERM (default: 30).",
-        ),
-        click.option(
-            "--log-level", type=click.Choice(["debug", "info", "warning"]), default="info"
-        ),
-    )
-    return add_options(command, options)
-
-
-def scheduling_options(command: Command) -> Command:
-    """Add the options of a worker's scheduler."""
-    options = (
-        click.option("--slots", type=click.IntRange(1), help="Sequences at a time (default: 4)."),
-        click.option(
-            "--prefix-rows",
-            type=click.IntRange(0),
-            default=8,
-            help="Rows of KV cache that keep ended sequences (default: 8).",
-        ),
-        click.option(
-            "--target-latency",
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            help="Time between two tokens of a stream to aim at (default: none).",
-        ),
-        click.option(
-            "--queue-limit",
-            type=click.IntRange(1),
-            default=128,
-            help="Sequences that may wait for a slot (default: 128).",
-        ),
-        click.option(
-            "--worker-timeout",
-            "silent_seconds",
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            default=120.0,
-            help="An engine that has work and does nothing for so long is replaced (default: 120).",
-        ),
-    )
-    return add_options(command, options)
-
-
-def limit_options(command: Command) -> Command:
-    """Add the options that limit each request."""
-    number = click.IntRange(1)
-    options = (
-        click.option(
-            "--request-timeout",
-            "request_seconds",
-            type=click.FloatRange(0, min_open=True),
-            default=600.0,
-            help="Seconds until a request is given up (default: 600).",
-        ),
-        click.option("--body-bytes", type=number, default=2 << 20, help="Default: 2 MB."),
-        click.option("--prompt-tokens", type=number, help="Default: the capacity."),
-        click.option("--new-tokens", type=number, help="Default: the capacity."),
-        click.option("--choices", type=number, default=16, help="Of a request (default: 16)."),
-    )
-    return add_options(command, options)
+from serving.commands.server_options import ServerOptions, server_options
 
 
 @click.command()
-@click.argument("bundles", metavar="[NAME=]BUNDLE...", nargs=-1, required=True)
-@click.option("--served-model-name", help="The only bundle's name (default: its directory's).")
-@listening_options
-@scheduling_options
-@limit_options
-@click.option("--draft", type=click.Path(path_type=Path), metavar="BUNDLE", help="A smaller model.")
-@load_options
-@verify_option
-@key_file_option
-def http(
-    bundles: tuple[str, ...],
-    served_model_name: str | None,
-    host: str,
-    port: int,
-    api_keys: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    insecure_http: bool,
-    drain_seconds: float,
-    log_level: str,
-    target_latency: float | None,
-    queue_limit: int,
-    silent_seconds: float,
-    **options: Any,
-) -> None:
+@server_options
+def http(server: ServerOptions) -> None:
     """Serve each BUNDLE under its NAME (default: its directory's) with OpenAI's API."""
-    require_packages()
-    from serving.http.keys import KeyStore
-    from serving.http.listening import check_listening
     from serving.http.logs import configure_logs
-    from serving.http.request_limits import RequestLimits
     from serving.http.served_model import open_models
     from serving.http.server import serve
     from serving.http.state import ServerState
 
-    keys = KeyStore.open(api_keys)
-    listening = check_listening(
-        host,
-        port,
-        keys=keys.keys,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        insecure_http=insecure_http,
-    )
-    configure_logs(log_level.upper())
-    limits = RequestLimits(**{name: options.pop(name) for name in LIMITS})
-    named = named_bundles(bundles, served_model_name)
-    models = open_models(
-        named,
-        options,
-        target_latency=target_latency,
-        queue_limit=queue_limit,
-        silent_seconds=silent_seconds,
-    )
-    click.echo(f"{', '.join(named)}: {listening.url}/v1")
-    serve(ServerState(models, limits, keys), listening, drain_seconds)
-
-
-def named_bundles(bundles: tuple[str, ...], only_name: str | None) -> dict[str, Path]:
-    """The bundles by the names that requests choose them by."""
-    if only_name is not None:
-        if len(bundles) > 1:
-            raise click.UsageError("--served-model-name is for one bundle: write NAME=BUNDLE.")
-        return {only_name: Path(bundles[0])}
-    named: dict[str, Path] = {}
-    for argument in bundles:
-        name, equals, path = argument.partition("=")
-        if not equals or Path(argument).exists():
-            name, path = Path(argument).resolve().name, argument
-        if not name or name in named:
-            raise click.UsageError(f"Give {path!r} a name of its own: NAME={path}.")
-        named[name] = Path(path)
-    return named
-
-
-def require_packages() -> None:
-    """Raise UserError if the server's packages aren't all installed."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"The HTTP server needs {', '.join(missing)}: install export-llm[http].")
+    configure_logs(server.log_level.upper())
+    models = open_models(server.bundles, server.loading, **server.scheduling)
+    click.echo(f"{', '.join(server.bundles)}: {server.listening.url}/v1")
+    serve(ServerState(models, server.limits, server.keys), server.listening, server.drain_seconds)

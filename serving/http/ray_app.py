@@ -45,6 +45,7 @@ class Settings(BaseModel):
     api_keys: Path | None = None
     target_latency: PositiveFloat | None = None
     queue_limit: PositiveInt = 128
+    silent_seconds: PositiveFloat = 120.0
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat | None = None
@@ -66,6 +67,7 @@ class Settings(BaseModel):
             {**self.loading, "threads": threads},
             target_latency=self.target_latency,
             queue_limit=self.queue_limit,
+            silent_seconds=self.silent_seconds,
         )
         return ServerState(models, self.limits, keys)
 
