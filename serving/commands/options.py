@@ -99,7 +99,7 @@ def model_options(command: Command) -> Command:
     )
     adapter = click.option(
         "--adapter",
-        callback=_named_directory,
+        callback=named_directory,
         metavar="NAME=DIRECTORY",
         help="Generate with this LoRA adapter, as PEFT saved it.",
     )
@@ -109,9 +109,18 @@ def model_options(command: Command) -> Command:
     return add_options(cast(Command, with_opening), options)
 
 
-def _named_directory(
+def named_directories(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    """Read the values NAME=DIRECTORY of an option that may be repeated."""
+    pairs = (named_directory(context, parameter, value) for value in values)
+    return dict(pair for pair in pairs if pair)
+
+
+def named_directory(
     _: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[str, Path] | None:
+    """Read an option's value NAME=DIRECTORY."""
     if value is None:
         return None
     name, separator, directory = value.partition("=")

@@ -13,6 +13,7 @@ from serving.commands.options import (
     add_options,
     key_file_option,
     load_options,
+    named_directories,
     verify_option,
 )
 from serving.errors import UserError
@@ -33,6 +34,7 @@ _LOADING = (
     "slots",
     "prefix_rows",
     "draft",
+    "adapters",
     "target",
     "capacity",
     "threads",
@@ -79,6 +81,14 @@ def server_options(command: Command) -> Command:
         click.option(
             "--draft", type=click.Path(path_type=Path), metavar="BUNDLE", help="A smaller model."
         ),
+        click.option(
+            "--adapter",
+            "adapters",
+            multiple=True,
+            callback=named_directories,
+            metavar="NAME=DIRECTORY",
+            help="A LoRA adapter of the only bundle, served as MODEL:NAME; may be repeated.",
+        ),
         load_options,
         verify_option,
         key_file_option,
@@ -97,6 +107,8 @@ def _server(arguments: dict[str, Any]) -> ServerOptions:
         return {name: arguments.pop(name) for name in names}
 
     keys = KeyStore.open(arguments.pop("api_keys"))
+    if arguments["adapters"] and len(arguments["bundles"]) > 1:
+        raise click.UsageError("--adapter is for one bundle: start a server for each.")
     return ServerOptions(
         bundles=_named(arguments.pop("bundles"), arguments.pop("served_model_name")),
         keys=keys,

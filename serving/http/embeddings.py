@@ -38,6 +38,7 @@ async def create_embeddings(
             pooling=body.pooling or "last",
             context_overflow=body.context_overflow or "refuse",
             priority=body.priority or 0,
+            adapter=model.adapter,
             client=caller.client,
             seconds=state.limits.request_seconds,
         )

@@ -19,7 +19,7 @@ async def list_models(request: Request, caller: Annotated[Caller, _caller]) -> M
     """The models that the caller may use."""
     models = [
         model.document
-        for model in state_of(request).models
+        for model in state_of(request).models.named
         if caller.key is None or may_use(caller.key, None, model.name)
     ]
     return {"object": "list", "data": models}

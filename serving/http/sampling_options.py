@@ -54,6 +54,8 @@ def generate_options(
         options["logit_bias"] = _logit_bias(body.logit_bias, model.prompts.vocab_size)
     if constraint is not None:
         options["constraint"] = constraint
+    if model.adapter is not None:
+        options["adapter"] = model.adapter
     return cast(SequenceOptions, options)
 
 

@@ -1,13 +1,14 @@
 """A bundle that is served: its worker, and what the server itself knows of it."""
 
 import asyncio
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from serving.bundle import Bundle, open_bundle
 from serving.chat import Message, Tool
@@ -35,10 +36,15 @@ class Fingerprint:
 
 
 class ServedModel:
-    """A bundle under a name that requests choose it by."""
+    """A bundle under a name that requests choose it by.
+
+    ``adapter`` is the LoRA adapter that its answers are computed with, or None.
+    """
 
     def __init__(self, name: str, bundle: Bundle, options: WorkerOptions) -> None:
         self.name = name
+        self.adapter: str | None = None
+        self.adapters = tuple(options.loading.get("adapters") or ())
         self.prompts: PromptEncoder = load_prompts(bundle)
         self.texts = TokenTexts(self.prompts.tokenizer)
         self.worker = WorkerClient(options)
@@ -47,6 +53,12 @@ class ServedModel:
         self.has_draft = options.loading.get("draft") is not None
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)
+
+    def with_adapter(self, adapter: str) -> Self:
+        """The same model and worker as NAME:ADAPTER, which is computed with that adapter."""
+        adapted = copy.copy(self)
+        adapted.name, adapted.adapter = f"{self.name}:{adapter}", adapter
+        return adapted
 
     @property
     def document(self) -> Model:
@@ -109,17 +121,24 @@ class ServedModel:
 
 
 class ServedModels:
-    """All models of a server, by name."""
+    """All models of a server, by name; iterating gives those that have a worker of their own."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models = {model.name: model for model in models}
+        self._models = tuple(models)
+        adapted = [model.with_adapter(name) for model in models for name in model.adapters]
+        self._named = {model.name: model for model in (*models, *adapted)}
 
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
+        return iter(self._models)
+
+    @property
+    def named(self) -> Iterable[ServedModel]:
+        """Whatever a request may name: models, and models with an adapter."""
+        return self._named.values()
 
     def get(self, name: str) -> ServedModel | None:
         """The model of that name."""
-        return self._models.get(name)
+        return self._named.get(name)
 
     @property
     def are_ready(self) -> bool:

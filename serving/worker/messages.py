@@ -49,6 +49,7 @@ class EmbedRequest:
     pooling: Pooling = "last"
     normalize: bool = True
     context_overflow: ContextOverflow = "refuse"
+    adapter: str | None = None
     priority: int = 0
     client: str = ""
     seconds: float | None = None

@@ -86,6 +86,7 @@ class _Worker:
                 pooling=request.pooling,
                 normalize=request.normalize,
                 context_overflow=request.context_overflow,
+                adapter=request.adapter,
             )
         else:
             sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)

@@ -35,6 +35,7 @@ from tests.checkpoints import VOCABULARY
 from tests.conftest import Graphs
 from tests.exporter.commands import run
 from tests.serving.arrivals import Arrival, arrivals, serve
+from tests.serving.http.running import running
 from tests.serving.peft_files import Weights, merged_into, random_weights, write_adapter
 
 NEW_TOKENS = 12
@@ -418,6 +419,7 @@ def test_from_the_command_to_the_text(checkpoint: Callable[[str], Path], tmp_pat
             for generation in model.generate([ids, ids], max_new_tokens=20, adapter="a")
         ]
         assert result_ids == [expected, expected]
+        adapted_text = model.generate(ids, max_new_tokens=20, adapter="a").text
         assert model.generate(ids, max_new_tokens=20).token_ids != expected
         for speculation in ("prompt-lookup", None):
             again = model.generate(
@@ -429,6 +431,20 @@ def test_from_the_command_to_the_text(checkpoint: Callable[[str], Path], tmp_pat
             assert again.token_ids == expected
         with pytest.raises(UserError, match="There is no adapter 'b', only 'a': open the bundle"):
             model.generate(ids, adapter="b")
+
+    with running({"m": bundle}, adapters={"a": adapter}, capacity=80) as server:
+        assert [model.id for model in server.openai.models.list()] == ["m", "m:a"]
+        texts = [
+            server.openai.completions.create(model=name, prompt=ids, max_tokens=20, temperature=0)
+            for name in ("m:a", "m")
+        ]
+        vectors = [
+            server.openai.embeddings.create(model=name, input=ids).data[0].embedding
+            for name in ("m:a", "m")
+        ]
+    assert texts[0].choices[0].text == adapted_text
+    assert texts[1].choices[0].text != adapted_text
+    assert not np.allclose(*vectors, atol=1e-3)
 
     def command(*arguments: object) -> str:
         done = CliRunner().invoke(serve_llm, [str(argument) for argument in arguments])
