@@ -171,6 +171,7 @@ def test_stages_of_a_deep_graph_are_lowered_as_a_whole_one_is() -> None:
     for stage in stages:
         lower(stage.model)
         assert "Slice" in {each.op_type for each in stage.model.graph}
+    lower(model)
     assert_chain_equals(model, stages)
 
 
