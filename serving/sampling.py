@@ -76,6 +76,12 @@ class SamplingParameters:
             _require("a token id of logit_bias", token_id, rule, 0, math.inf, whole=True)
             _require(f"logit_bias of token {token_id}", bias, "from -100 to 100", -100, 100)
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether there is a bias or a penalty."""
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return bool(penalties or self.logit_bias)
+
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
@@ -180,7 +186,9 @@ def _penalized(
     prompt_ids: IntArray,
     generated_ids: IntArray,
 ) -> FloatArray:
-    scores = penalize(logits, parameters, prompt_ids, generated_ids)
+    scores = logits
+    if parameters.changes_logits:
+        scores = penalize(logits, parameters, prompt_ids, generated_ids)
     if np.isnan(scores[scores.argmax()]):
         raise no_number()
     return scores

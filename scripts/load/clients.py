@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
-
-import httpx
+from urllib.parse import urlsplit
 
 from scripts.load.timing import Timeline
 
@@ -34,34 +33,42 @@ def run_clients(
     timelines: list[Timeline] = []
     waiting = deque(prompts)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client() -> None:
         while waiting:
-            timeline = await _generate(http, endpoint, waiting.popleft(), new_tokens)
+            timeline = await _generate(endpoint, waiting.popleft(), new_tokens)
             if timeline.tokens != new_tokens:
                 raise RuntimeError(f"{timeline.tokens} tokens instead of {new_tokens}")
             timelines.append(timeline)
 
     async def run() -> None:
-        async with httpx.AsyncClient(timeout=600) as http:
-            await asyncio.gather(*(client(http) for _ in range(streams)))
+        await asyncio.gather(*(client() for _ in range(streams)))
 
     asyncio.run(run())
     return timelines
 
 
-async def _generate(
-    http: httpx.AsyncClient, endpoint: Endpoint, prompt: list[int], new_tokens: int
-) -> Timeline:
+async def _generate(endpoint: Endpoint, prompt: list[int], new_tokens: int) -> Timeline:
+    """Ask once. By hand, for a client that takes much time would count as the server's."""
+    address = urlsplit(endpoint.url)
+    body = json.dumps(endpoint.body(prompt, new_tokens)).encode()
+    head = (
+        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     timeline = Timeline(perf_counter())
-    body = endpoint.body(prompt, new_tokens)
-    async with http.stream("POST", endpoint.url, json=body) as response:
-        if response.status_code != httpx.codes.OK:
-            raise RuntimeError(f"{response.status_code}: {await response.aread()!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            if endpoint.brings_tokens(event):
-                timeline.times.append(perf_counter())
-            timeline.tokens = endpoint.total(event) or timeline.tokens
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(head.encode() + body)
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise RuntimeError(f"{status!r}: {await reader.read()!r}")
+        # Headers and the lengths of chunks are lines too, but none that begins like this.
+        while line := await reader.readline():
+            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                event = json.loads(line.removeprefix(b"data: "))
+                if endpoint.brings_tokens(event):
+                    timeline.times.append(perf_counter())
+                timeline.tokens = endpoint.total(event) or timeline.tokens
+    finally:
+        writer.close()
     return timeline

@@ -54,7 +54,7 @@ async def tokens_of(client: WorkerClient, wanted: Request) -> list[int]:
 
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
 
 
 def test_streams_together_get_what_each_would_get_alone(bundle: Path) -> None:
@@ -181,11 +181,11 @@ def stop(client: WorkerClient) -> int:
 
 def test_draining_waits_for_streams(bundle: Path) -> None:
     async def use(client: WorkerClient) -> None:
-        running = asyncio.create_task(tokens_of(client, request(1, 50)))
+        running = asyncio.create_task(tokens_of(client, request(1, LONG)))
         await until(lambda: client.in_flight == 1)
         assert not await client.drain(0)
         assert await client.drain(30)
-        assert len(await running) == 50
+        assert len(await running) == LONG
 
     with_worker(bundle, use)
 
