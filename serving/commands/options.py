@@ -165,6 +165,12 @@ def generate_options(command: Command) -> Command:
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
         click.option("--ignore-eos", is_flag=True, help="Go on after EOS tokens."),
+        click.option(
+            "--context-overflow",
+            type=click.Choice(["refuse", "truncate", "slide"]),
+            default="refuse",
+            help="A text that doesn't fit: drop the prompt's beginning, or old tokens as it grows.",
+        ),
     )
     return add_options(command, options)
 

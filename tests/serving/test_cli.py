@@ -39,6 +39,15 @@ def test_generate_prints_the_text_and_the_speed(bundle: str) -> None:
     assert "GB/s" in result.stderr
 
 
+def test_a_text_that_does_not_fit_is_refused_or_slides(bundle: str) -> None:
+    flags = ("--max-new-tokens", "90", "--capacity", "32", "--ignore-eos", "--json")
+    refused = run("generate", bundle, "hello", *flags)
+    assert refused.exit_code == 1
+    assert "don't fit into the capacity of 32" in refused.stderr
+    slid = run("generate", bundle, "hello", *flags, "--context-overflow", "slide")
+    assert len(json.loads(slid.stdout)["token_ids"]) == 90
+
+
 def test_generate_reads_standard_input(bundle: str) -> None:
     result = run("generate", bundle, "--max-new-tokens", "12", stdin="hello\n")
     assert result.stdout == expected_text(bundle, "hello", 12) + "\n"
