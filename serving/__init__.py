@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from serving.constraints import Constraint
     from serving.decoding import Token
     from serving.errors import UserError
-    from serving.generation import Generation, Model
+    from serving.generation import Model
     from serving.loading import load
+    from serving.result import Generation
     from serving.sampling import LogProbs, SamplingParameters
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 
 _HOMES = {
     "Constraint": "constraints",
-    "Generation": "generation",
+    "Generation": "result",
     "LogProbs": "sampling",
     "Model": "generation",
     "SamplingParameters": "sampling",

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
 import numpy as np
@@ -13,7 +12,7 @@ from serving.beam_search import BeamParameters, EarlyStopping, check_search, sea
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
 from serving.context_overflow import ContextOverflow, keep_beginning
-from serving.decoding import Failure, FinishReason, Token
+from serving.decoding import Failure, Token
 from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
@@ -25,7 +24,7 @@ from serving.pacing import Pacing
 from serving.prefix_cache import PrefixCache
 from serving.prompts import Prompt, PromptEncoder, TokenIds
 from serving.request_queue import Job, RequestQueue
-from serving.sampling import LogProbs
+from serving.result import Generation
 from serving.scheduler import Scheduler
 from serving.scoring import Score
 from serving.sequences import SequenceBuilder, SequenceOptions, too_long
@@ -44,33 +43,6 @@ class GenerateOptions(SequenceOptions, total=False):
     num_beams: int
     length_penalty: float
     early_stopping: EarlyStopping
-
-
-@dataclass(slots=True)
-class Generation:
-    """What was generated from one prompt.
-
-    ``token_ids`` holds generated tokens only, with the EOS token if there was one; ``text`` is
-    their text without special tokens, cut before a stop string. ``logprobs`` has one entry a token
-    if they were asked for. ``score`` is that of a beam search: the sum of log-probabilities divided
-    by the number of tokens to the power of the length penalty.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason = "length"
-    prompt_tokens: int = 0
-    logprobs: list[LogProbs] | None = None
-    score: float | None = None
-
-    def add(self, token: Token) -> None:
-        """Append one token and its text."""
-        self.token_ids.append(token.token_id)
-        self.text += token.text
-        if token.logprobs is not None and self.logprobs is not None:
-            self.logprobs.append(token.logprobs)
-        if token.finish_reason is not None:
-            self.finish_reason = token.finish_reason
 
 
 class Model(Closing):

@@ -8,9 +8,10 @@ from typing import Any
 from scripts.batch.lines import Line, Task
 from serving.decoding import Failure, Sequence
 from serving.errors import UserError
-from serving.generation import GenerateOptions, Generation
+from serving.generation import GenerateOptions
 from serving.loading import load
 from serving.request_queue import Job
+from serving.result import Generation
 from serving.scheduler import Scheduler
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from serving.errors import UserError
-from serving.generation import Generation
+from serving.result import Generation
 from serving.sequences import SequenceOptions
 
 # What a line is known by in the output: its own id, or its number in the input, counted from 1.

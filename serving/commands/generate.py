@@ -19,7 +19,8 @@ from serving.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from serving.generation import GenerateOptions, Generation, Model
+    from serving.generation import GenerateOptions, Model
+    from serving.result import Generation
 
 _EARLY_STOPPING = {"false": False, "true": True, "never": "never"}
 
@@ -80,7 +81,7 @@ def generate(
 def _stream(model: "Model", prompt: str, as_json: bool, options: "GenerateOptions") -> None:
     """Print the text as it comes, and the speed."""
     from serving.commands.speed import Speed
-    from serving.generation import Generation
+    from serving.result import Generation
 
     tokens = model.generate(prompt, stream=True, **options)
     result = Generation(prompt_tokens=len(model.encode(prompt)))

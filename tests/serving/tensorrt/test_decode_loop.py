@@ -12,8 +12,9 @@ import pytest
 from scripts.gpu import contestants
 from serving.bundle import SpecialTokens
 from serving.errors import EngineError, UserError
-from serving.generation import Generation, Model
+from serving.generation import Model
 from serving.onnxruntime import OnnxRuntimeEngine
+from serving.result import Generation
 from serving.sampling import SamplingParameters, choice_seed
 from serving.tensorrt.sampling.parameters import device_rows
 from tests.serving.tensorrt.fake_gpu import FakeCuda, FakeTensorrt, Status
