@@ -47,25 +47,35 @@ ALWAYS_INLINE Integers dot_bytes(Integers sum, Integers weights, Integers activa
 #endif
 }
 
+/* What zero points are multiplied with: sums of activations, negated, [starts][FEW] for `rows` rows
+ * from `row`. They are the same for all columns. */
+ALWAYS_INLINE void sum_activations(const Product *product, int64_t row, int rows, int64_t starts,
+                                   int64_t units, Floats *sums, int bits) {
+    const int64_t width = spans_of(&product->weights) * SPAN, unit = unit_of(bits);
+    const int halves = bits == 4 ? 2 : 1;
+    for (int64_t at = 0; at < starts; at++)
+        for (int r = 0; r < rows; r++) {
+            const int8_t *from = product->rounded + (row + r) * width + at * units * unit;
+            Integers sum = integers_zero();
+            for (int64_t i = 0; i < units * halves; i++)
+                sum = dot(sum, bytes_all(1), integers_load(from + i * VECTOR));
+            sums[at * FEW + r] = to_floats(subtract(integers_zero(), sum));
+        }
+}
+
 /* Add products of `rows` rows from `row` with FEW columns to totals [FEW][rows]: `units` vectors of
- * weights from number `start` on, which share the rows' scale. Weights share theirs too unless
- * `is_spread`: then a vector holds more than one block. */
+ * weights from number `start` on, which share the rows' scale, and whose activations have these
+ * `sums`. Weights share theirs too unless `is_spread`: then a vector holds more than one block. */
 ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
                                 const Column *columns, int64_t start, int64_t units, bool is_spread,
-                                Floats (*totals)[FEW], int bits) {
+                                const Floats *sums, Floats (*totals)[FEW], int bits) {
     const Weights *weights = &product->weights;
     const int64_t spans = spans_of(weights), unit = unit_of(bits);
     const int8_t *activations = product->rounded + row * spans * SPAN + start;
     const int halves = bits == 4 ? 2 : 1;
-    Floats sums[FEW], scales[FEW];
-    UNROLLED for (int r = 0; r < rows; r++) {
-        Integers sum = integers_zero();
-        for (int64_t i = 0; i < units * halves; i++)
-            sum =
-                dot(sum, bytes_all(1), integers_load(activations + r * spans * SPAN + i * VECTOR));
-        sums[r] = to_floats(subtract(integers_zero(), sum));
-        scales[r] = floats_all(product->row_scales[(row + r) * spans + start / SPAN]);
-    }
+    Floats scales[FEW];
+    UNROLLED for (int r = 0; r < rows; r++) scales[r] =
+        floats_all(product->row_scales[(row + r) * spans + start / SPAN]);
     const int64_t block = start >> __builtin_ctzll(weights->block);
     const int run = (int)(weights->block * bits / 32);
     const int count =
@@ -98,13 +108,18 @@ ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
     }
 }
 
+/* Vectors of weights that share a scale of the rows, and of their own. */
+ALWAYS_INLINE int64_t units_of(const Weights *weights, bool has_one, int bits) {
+    return has_one ? 1 : smaller_of(weights->block, SPAN) / unit_of(bits);
+}
+
 /* `rows` rows from `row`, times FEW columns from `first`; what isn't an index is known when
  * compiling. */
 ALWAYS_INLINE void multiply_some(const Product *product, int64_t row, int rows, int64_t first,
-                                 bool is_spread, bool has_one, int bits) {
+                                 const Floats *sums, bool is_spread, bool has_one, int bits) {
     const Weights *weights = &product->weights;
     const int64_t unit = unit_of(bits), inputs = padded_inputs(weights);
-    const int64_t units = has_one ? 1 : smaller_of(weights->block, SPAN) / unit;
+    const int64_t units = units_of(weights, has_one, bits);
     Column columns[FEW];
     Floats totals[FEW][FEW];
     UNROLLED for (int c = 0; c < FEW; c++) {
@@ -112,15 +127,15 @@ ALWAYS_INLINE void multiply_some(const Product *product, int64_t row, int rows, 
         UNROLLED for (int r = 0; r < rows; r++) totals[c][r] = floats_all(0);
     }
     int64_t start = 0;
-    for (; start + units * unit <= inputs; start += units * unit)
-        add_products(product, row, rows, columns, start, units, is_spread, totals, bits);
+    for (; start + units * unit <= inputs; start += units * unit, sums += FEW)
+        add_products(product, row, rows, columns, start, units, is_spread, sums, totals, bits);
     if (is_spread && start < inputs) {
         uint8_t padded[FEW][VECTOR] = {0};
         for (int c = 0; c < FEW; c++) {
             memcpy(padded[c], columns[c].numbers + start * bits / 8, (inputs - start) * bits / 8);
             columns[c].numbers = padded[c] - start * bits / 8;
         }
-        add_products(product, row, rows, columns, start, 1, is_spread, totals, bits);
+        add_products(product, row, rows, columns, start, 1, is_spread, sums, totals, bits);
     }
     const int64_t left = weights->outputs - first;
     UNROLLED for (int c = 0; c < FEW; c++) UNROLLED for (int r = 0; r < rows; r++) if (c < left)
@@ -128,24 +143,35 @@ ALWAYS_INLINE void multiply_some(const Product *product, int64_t row, int rows, 
         sum_of(totals[c][r]) + (product->bias ? product->bias[first + c] : 0);
 }
 
+/* `rows` rows from `row`, times the columns of a part. */
+ALWAYS_INLINE void multiply_group(const Product *product, int64_t row, int rows, int64_t first,
+                                  bool is_spread, bool has_one, int bits) {
+    const Weights *weights = &product->weights;
+    const int64_t units = units_of(weights, has_one, bits), step = units * unit_of(bits);
+    const int64_t starts = (padded_inputs(weights) + step - 1) / step;
+    const int64_t last = smaller_of(first + PART_COLUMNS, weights->outputs);
+    Floats sums[starts * FEW];
+    sum_activations(product, row, rows, starts, units, sums, bits);
+    for (int64_t column = first; column < last; column += FEW)
+        multiply_some(product, row, rows, column, sums, is_spread, has_one, bits);
+}
+
 ALWAYS_INLINE void multiply_part(const Product *product, int64_t first, bool is_spread,
                                  bool has_one, int bits) {
-    const int64_t last = smaller_of(first + PART_COLUMNS, product->weights.outputs);
     for (int64_t row = 0; row < product->rows; row += FEW)
-        for (int64_t column = first; column < last; column += FEW)
-            switch (smaller_of(FEW, product->rows - row)) {
-            case 1:
-                multiply_some(product, row, 1, column, is_spread, has_one, bits);
-                break;
-            case 2:
-                multiply_some(product, row, 2, column, is_spread, has_one, bits);
-                break;
-            case 3:
-                multiply_some(product, row, 3, column, is_spread, has_one, bits);
-                break;
-            default:
-                multiply_some(product, row, 4, column, is_spread, has_one, bits);
-            }
+        switch (smaller_of(FEW, product->rows - row)) {
+        case 1:
+            multiply_group(product, row, 1, first, is_spread, has_one, bits);
+            break;
+        case 2:
+            multiply_group(product, row, 2, first, is_spread, has_one, bits);
+            break;
+        case 3:
+            multiply_group(product, row, 3, first, is_spread, has_one, bits);
+            break;
+        default:
+            multiply_group(product, row, 4, first, is_spread, has_one, bits);
+        }
 }
 
 ALWAYS_INLINE void multiply_few_of(const Product *product, int64_t first, int bits) {
