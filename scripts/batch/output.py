@@ -3,13 +3,13 @@
 import fcntl
 import json
 from pathlib import Path
-from types import TracebackType
 
 from scripts.batch.lines import Key, key_of
+from serving.closing import Closing
 from serving.errors import UserError
 
 
-class Output:
+class Output(Closing):
     """A file of results that is added to, and what is in it; a context manager that closes it.
 
     ``done`` are the keys of the lines that it has, of which ``failed`` are errors. A last line that
@@ -33,15 +33,8 @@ class Output:
             self._file.close()
             raise
 
-    def __enter__(self) -> "Output":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let another run write to the file."""
         self._file.close()
 
     def add(self, line: str) -> dict[str, object]:

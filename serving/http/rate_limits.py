@@ -9,9 +9,8 @@ more than its limit by asking for much at once.
 import math
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from serving.closing import Closing
 from serving.http.keys import Key, KeyLimits
 
 _MINUTE = 60.0
@@ -66,7 +65,7 @@ class TokenBucket:
         return self.per_minute / _MINUTE
 
 
-class Reservation:
+class Reservation(Closing):
     """A request that was admitted; leaving its with block ends it.
 
     Without ``settle`` all that was reserved counts as used.
@@ -87,15 +86,8 @@ class Reservation:
         """Say how many tokens the prompt and the answer had."""
         self._used = min(tokens, self._tokens)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give back what wasn't used, and the place."""
         self._account.end(self._tokens - self._used, self._clock())
 
 
