@@ -138,14 +138,15 @@ def test_dripping_headers_close_the_connection(port: int) -> None:
                 break
 
 
-@pytest.mark.parametrize(("sizes", "statuses"), [((5000,), {431}), ((3000, 3000), {431, 400})])
-def test_large_headers_are_refused(port: int, sizes: tuple[int, ...], statuses: set[int]) -> None:
+@pytest.mark.parametrize("sizes", [(5000,), (3000, 3000)])
+def test_large_headers_are_refused(port: int, sizes: tuple[int, ...]) -> None:
+    """With 431, or 400: which one depends on the pieces that they arrive in."""
     with connect(port) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
         for size in sizes:
             connection.sendall(b"A: " + b"x" * size + b"\r\n")
         connection.sendall(b"\r\n")
-        assert int(read_all(connection).split()[1]) in statuses
+        assert int(read_all(connection).split()[1]) in {431, 400}
     assert CALLS == []
     assert httpx.get(f"http://127.0.0.1:{port}/", headers={"a": "x" * 3000}).text == "0"
 
