@@ -19,6 +19,9 @@ from scripts.load.timing import Timeline, figures
 from scripts.peers.measuring import PAUSE_SECONDS, Prompts
 from scripts.peers.remote import ROOT, environment
 
+# What the contestants print.
+LOG = ROOT / "build" / "bench_serving.log"
+
 # As serve-llm http has them.
 PREFIX_ROWS = 8
 
@@ -133,9 +136,10 @@ def main(
         contestants.append(Contestant("OpenVINO", "openvino", openvino_python, settings))
     vocab_size = json.loads((bundle / "bundle.json").read_text())["graph"]["vocab_size"]
     prompts = Prompts(1, vocab_size)
+    LOG.parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         for contestant in contestants:
-            contestant.start(stack, Path("bench_serving.log"))
+            contestant.start(stack, LOG)
         for contestant, number, timelines in _rounds(
             contestants, numbers, prompts, requests, prompt_tokens, new_tokens, repeats
         ):
