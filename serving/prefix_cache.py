@@ -73,7 +73,7 @@ class PrefixCache:
 
     def keep(self, slot: int, ids: IntArray, adapter: int) -> None:
         """Copy a sequence's row, which holds ``ids`` [n], before its slot is given to another."""
-        if len(ids) < SHORTEST or not self._cache.slots:
+        if len(ids) < SHORTEST:
             return
         for row in self._kept:
             if row.shared(ids, adapter) == len(ids):
@@ -82,7 +82,8 @@ class PrefixCache:
         taken = self._row_for(ids, adapter)
         if taken is None:
             return
-        self._cache.move(slot, taken.row, len(ids))
+        # What the two begin with alike is there already.
+        self._cache.move(slot, taken.row, len(ids), taken.shared(ids, adapter))
         taken.ids, taken.adapter = ids.copy(), adapter
         self._touch(taken)
 
@@ -92,7 +93,7 @@ class PrefixCache:
             if row.shared(ids, adapter) == len(row.ids):
                 return row
         if self._free:
-            self._kept.append(CachedRow(self._free.pop(0), ids))
+            self._kept.append(CachedRow(self._free.pop(0), ids[:0]))
             return self._kept[-1]
         return min(self._kept, key=lambda row: row.last_used, default=None)
 

@@ -36,6 +36,7 @@ class RequestQueue:
 
     limit: int | None = None
     _levels: dict[int, OrderedDict[str, deque[Job]]] = field(default_factory=dict)
+    _soonest: float = inf  # no deadline is before it
 
     def __len__(self) -> int:
         return sum(len(jobs) for level in self._levels.values() for jobs in level.values())
@@ -71,9 +72,16 @@ class RequestQueue:
 
     def take_late(self, now: float) -> list[Job]:
         """Take out the jobs whose deadline has passed."""
-        return self._take(lambda job: job.deadline <= now)
+        if now < self._soonest:  # so that a step doesn't look at every job that waits
+            return []
+        late = self._take(lambda job: job.deadline <= now)
+        queues = (jobs for level in self._levels.values() for jobs in level.values())
+        self._soonest = min((job.deadline for jobs in queues for job in jobs), default=inf)
+        return late
 
     def _jobs_of(self, job: Job) -> deque[Job]:
+        """The queue that a job goes into."""
+        self._soonest = min(self._soonest, job.deadline)
         return self._levels.setdefault(job.priority, OrderedDict()).setdefault(job.client, deque())
 
     def _take(self, is_taken: Callable[[Job], bool]) -> list[Job]:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from serving.http.errors import ApiError, invalid
 from serving.http.keys import Key, Scope
 from serving.http.rate_limits import RateLimitError, TooManyTokensError
-from serving.http.request_record import RequestRecord
+from serving.http.request_record import RequestRecord, record_of
 from serving.http.served_model import ServedModel
 from serving.http.state import ServerState, state_of
 
@@ -70,7 +70,7 @@ def requires(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        record: RequestRecord = request.state.record
+        record = record_of(request)
         record.key = key.name
         if scope is not None and not key.allows(scope):
             raise _forbidden(f"This API key may not be used for {scope}.")
@@ -86,7 +86,7 @@ def find_model(request: Request, caller: Caller, name: str, scope: Scope | None)
         raise ApiError(
             404, f"The model '{name}' does not exist.", param="model", code="model_not_found"
         )
-    record: RequestRecord = request.state.record
+    record = record_of(request)
     record.model = name
     if caller.key is not None and not may_use(caller.key, scope, name):
         raise _forbidden(f"This API key may not use the model '{name}'.", "model")

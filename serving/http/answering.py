@@ -13,7 +13,7 @@ from serving.errors import UserError
 from serving.http.errors import from_user_error
 from serving.http.event_stream import DisconnectedError, EventStream, unless_disconnected
 from serving.http.generating import Generation
-from serving.http.request_record import RequestRecord
+from serving.http.request_record import RequestRecord, record_of
 from serving.http.schemas.answers import Usage
 from serving.http.state import state_of
 
@@ -55,7 +55,7 @@ async def answer_whole(
     request: Request, generation: Generation, form: WholeForm, param: str | None
 ) -> Response:
     """Generate everything, then answer; ``param`` is what a refusal of the worker is about."""
-    record: RequestRecord = request.state.record
+    record = record_of(request)
     tokens = generation.run(state_of(request), record)
 
     async def collect() -> None:
@@ -78,7 +78,7 @@ async def answer_stream(
     request: Request, generation: Generation, form: StreamForm, param: str | None
 ) -> Response:
     """Wait for the first token, for until then an error still has its status; then stream."""
-    record: RequestRecord = request.state.record
+    record = record_of(request)
     tokens = generation.run(state_of(request), record)
     try:
         first = await unless_disconnected(request.receive, anext(tokens))

@@ -13,7 +13,7 @@ from serving.http.access import Caller, find_model, requires
 from serving.http.api_description import BEARER, ERRORS
 from serving.http.errors import from_user_error, invalid, unsupported
 from serving.http.event_stream import DisconnectedError, unless_disconnected
-from serving.http.request_record import RequestRecord
+from serving.http.request_record import record_of
 from serving.http.schemas.answers import Embedding, Embeddings
 from serving.http.schemas.embeddings import EmbeddingRequest
 from serving.http.served_model import ServedModel
@@ -29,7 +29,7 @@ async def create_embeddings(
     body: EmbeddingRequest, request: Request, caller: Annotated[Caller, _caller]
 ) -> Response:
     """Embed texts or token ids: one vector each, of length 1."""
-    state, record = state_of(request), _record(request)
+    state, record = state_of(request), record_of(request)
     model = find_model(request, caller, body.model, "embed")
     _check_supported(body, model)
     requests = [
@@ -86,8 +86,3 @@ def _check_supported(body: EmbeddingRequest, model: ServedModel) -> None:
             f"The model '{model.name}' gives no embeddings: export it again with this version, for "
             "onnxruntime.",
         )
-
-
-def _record(request: Request) -> RequestRecord:
-    record: RequestRecord = request.state.record
-    return record

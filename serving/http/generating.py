@@ -9,13 +9,11 @@ from serving.decoding import Token
 from serving.engine import IntArray
 from serving.http.access import Caller
 from serving.http.request_record import RequestRecord
+from serving.http.sampling_options import SEEDS
 from serving.http.served_model import ServedModel
 from serving.http.state import ServerState
 from serving.sequences import SequenceOptions
 from serving.worker.messages import Request
-
-# Seeds are of 64 bits; OpenAI's may be negative.
-_SEEDS = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Generation:
         seed = self.options.get("seed")
         if seed is None:
             return self.options
-        return {**self.options, "seed": (seed + number) % _SEEDS}
+        return {**self.options, "seed": (seed + number) % SEEDS}
 
     async def run(
         self, state: ServerState, record: RequestRecord

@@ -3,6 +3,9 @@
 import uuid
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import cast
+
+from starlette.requests import Request
 
 
 @dataclass(slots=True)
@@ -27,3 +30,8 @@ class RequestRecord:
     new_tokens: int = 0
     disconnected: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def record_of(request: Request) -> RequestRecord:
+    """The record that observing.py gave a request."""
+    return cast(RequestRecord, request.state.record)

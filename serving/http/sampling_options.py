@@ -21,7 +21,8 @@ _SAME = (
     "speculation",
     "context_overflow",
 )
-_SEEDS = 2**64
+# Seeds are of 64 bits; OpenAI's may be negative.
+SEEDS = 2**64
 # Below it only the likeliest token has a chance, and float32 soon overflows.
 LEAST_TEMPERATURE = 1e-4
 
@@ -41,7 +42,7 @@ def generate_options(
     if options["temperature"] < LEAST_TEMPERATURE:
         options["temperature"] = 0.0
     if body.seed is not None:
-        options["seed"] = body.seed % _SEEDS
+        options["seed"] = body.seed % SEEDS
     if body.stop:
         options["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.speculation == "draft" and not model.has_draft:
