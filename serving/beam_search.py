@@ -12,7 +12,14 @@ from serving import decoding
 from serving.decoding import FinishReason, Limits, prefill
 from serving.engine import Engine, FloatArray, IntArray
 from serving.errors import UserError
-from serving.sampling import SamplingParameters, likeliest, log_softmax, no_number, penalize
+from serving.sampling import (
+    SamplingParameters,
+    likeliest,
+    log_softmax,
+    no_number,
+    no_token,
+    penalize,
+)
 
 EarlyStopping = Literal[False, True, "never"]
 
@@ -124,7 +131,7 @@ class BeamSearch:
     def advance(self) -> None:
         """Run one engine step: the prompt's next chunk, or the newest token of every beam.
 
-        Raises UserError if the engine gave NaN.
+        Raises UserError if the engine gave NaN, or no sequence is possible.
         """
         logits = self._decode() if self.is_prefilled else self._prefill_chunk()
         if self.is_prefilled:
@@ -167,6 +174,8 @@ class BeamSearch:
             score = self._final_score(totals[best[i]], length)
             self._keep(Hypothesis(ids, score, "stop" if stops[i] else "length"))
         going = np.flatnonzero(~ends)[: self._beams.num_beams]
+        if not len(going) and not self._hypotheses:
+            raise no_token()
         self._continue(parents[going], token_ids[going], totals[best[going]])
 
     def _log_probs(self, logits: FloatArray) -> FloatArray:

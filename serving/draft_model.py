@@ -1,6 +1,7 @@
 """Drafting with a smaller model that has the same tokens."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,10 +50,13 @@ class DraftSlot:
 
         They are drawn as the sequence draws its own, but the likeliest ones where temperature 0 or
         a seed asks for tokens that don't depend on the length of drafts. They follow the sequence's
-        constraint as far as the draft model has tokens for it; verifying refuses the others.
+        constraint as far as the draft model has tokens for it; verifying refuses the others, and
+        bad words.
         """
         sequence = self._sequence
-        is_drawn = sequence.sampling.temperature > 0 and sequence.sampling.seed is None
+        # Bad words could leave nothing of the few tokens of a constraint that a draft model has.
+        sampling = replace(sequence.sampling, bad_words=None)
+        is_drawn = sampling.temperature > 0 and sampling.seed is None
         logits = self._catch_up(sequence.ids)
         vocab = min(len(logits), self._model.vocab_size)
         drafted = np.empty(length, np.int64)
@@ -69,7 +73,7 @@ class DraftSlot:
             else:
                 generated = np.concatenate((sequence.generated_ids, drafted[:i]))
                 probabilities[i, :vocab] = distribution(
-                    scores, sequence.sampling, sequence.prompt_ids, generated
+                    scores, sampling, sequence.prompt_ids, generated
                 )
                 drafted[i] = draw(probabilities[i], sequence.random)
             if matcher is not None:

@@ -9,6 +9,7 @@ from typing import TypedDict, cast
 import numpy as np
 import numpy.typing as npt
 
+from serving.bad_words import BadWords
 from serving.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
@@ -19,7 +20,7 @@ MAX_LOGPROBS = 20
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of SamplingParameters, as keyword parameters."""
+    """The fields of SamplingParameters but ``bad_words``, as keyword parameters."""
 
     temperature: float
     top_k: int
@@ -43,7 +44,7 @@ class SamplingParameters:
     With a ``seed`` a sequence's randomness depends on nothing else, so equal prompts of one batch
     give equal texts. ``logprobs`` is how many of the most likely tokens to report beside the chosen
     one (None: report nothing). ``logit_bias`` is added to the logits of its token ids before
-    everything else, for greedy choices too.
+    everything else, for greedy choices too. Nor do these choose what ``bad_words`` forbid.
     """
 
     temperature: float = 0.0
@@ -56,6 +57,7 @@ class SamplingParameters:
     seed: int | None = None
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: BadWords | None = None
 
     def __post_init__(self) -> None:
         tiny = math.ulp(0.0)
@@ -78,9 +80,9 @@ class SamplingParameters:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether there is a bias or a penalty."""
+        """Whether there is a bias, a penalty or a forbidden word."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
-        return bool(penalties or self.logit_bias)
+        return bool(penalties or self.logit_bias or self.bad_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,14 @@ def no_number() -> UserError:
     return UserError(
         "The engine returned NaN for this prompt, its precision overflows: "
         "export the model again in float32 or with --bf16."
+    )
+
+
+def no_token() -> UserError:
+    """Return the error of a position at which no token is allowed."""
+    return UserError(
+        "No token may come next, for the bad words forbid all that are left: leave some of them "
+        "out."
     )
 
 
@@ -127,7 +137,7 @@ def sample(
     """Choose the next token from ``logits`` [vocab], which stay as they are.
 
     ``prompt_ids`` and ``generated_ids`` are 1-D. A greedy choice leaves ``state`` alone; any other
-    draws one number from it. Raises UserError if the engine gave NaN.
+    draws one number from it. Raises UserError if the engine gave NaN or no token is allowed.
     """
     scores = _penalized(logits, parameters, prompt_ids, generated_ids)
     if parameters.temperature == 0:
@@ -145,7 +155,7 @@ def distribution(
 ) -> Float64Array:
     """Return the probabilities [vocab] with which ``sample`` chooses, of the same parameters.
 
-    Temperature 0 gives the likeliest token probability 1. Raises UserError if the engine gave NaN.
+    Temperature 0 gives the likeliest token probability 1. Raises UserError as ``sample`` does.
     """
     scores = _penalized(logits, parameters, prompt_ids, generated_ids)
     if parameters.temperature == 0:
@@ -189,8 +199,11 @@ def _penalized(
     scores = logits
     if parameters.changes_logits:
         scores = penalize(logits, parameters, prompt_ids, generated_ids)
-    if np.isnan(scores[scores.argmax()]):
+    best = scores[scores.argmax()]
+    if np.isnan(best):
         raise no_number()
+    if best == -np.inf:
+        raise no_token()
     return scores
 
 
@@ -200,7 +213,7 @@ def penalize(
     prompt_ids: IntArray,
     generated_ids: IntArray,
 ) -> FloatArray:
-    """Apply the bias, then the repetition, presence and frequency penalties.
+    """Apply the bias, the repetition, presence and frequency penalties, and forbid bad words.
 
     ``logits`` [vocab] are copied, and what is -inf there stays so. A draft model may lack some of
     the ids that have a bias.
@@ -217,6 +230,8 @@ def penalize(
         ids, counts = np.unique(generated_ids, return_counts=True)
         scores[ids] -= np.float32(parameters.presence_penalty)
         scores[ids] -= np.float32(parameters.frequency_penalty) * counts.astype(np.float32)
+    if parameters.bad_words:
+        scores[parameters.bad_words.forbidden(prompt_ids, generated_ids)] = -np.inf
     return scores
 
 

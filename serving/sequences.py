@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from typing import Unpack
 
+import numpy as np
+
+from serving.bad_words import BadWords, spellings
 from serving.constraints import Constraint, ConstraintCompiler, Matcher
 from serving.context_overflow import ContextOverflow, check_overflow
 from serving.decoding import Limits, Sequence, SpeculationMethod
@@ -20,6 +23,8 @@ class SequenceOptions(SamplingOptions, total=False):
     max_new_tokens: int | None
     min_new_tokens: int
     stop: str | Several[str]
+    bad_words: str | Several[str]
+    bad_words_ids: Several[Several[int]]
     ignore_eos: bool
     speculation: SpeculationMethod | None
     context_overflow: ContextOverflow
@@ -62,6 +67,8 @@ class SequenceBuilder:
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,
         stop: str | Several[str] = (),
+        bad_words: str | Several[str] = (),
+        bad_words_ids: Several[Several[int]] = (),
         ignore_eos: bool = False,
         speculation: SpeculationMethod | None = None,
         context_overflow: ContextOverflow = "refuse",
@@ -72,7 +79,9 @@ class SequenceBuilder:
         """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
 
         Without ``max_new_tokens`` a sequence ends with an EOS token or when the capacity is full.
-        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. For the
+        ``min_new_tokens`` forbids EOS tokens before; ``ignore_eos`` goes on after them. The last
+        token of a bad word, given as text in ``bad_words`` or as token ids in ``bad_words_ids``,
+        never comes behind its others; those that are an EOS token alone are passed over. For the
         sampling parameters see SamplingParameters. ``speculation`` drafts tokens and verifies
         several in one step, where that is faster: by "prompt-lookup" in the text so far, or by the
         "draft" model that the bundle was opened with. ``context_overflow`` says what becomes of a
@@ -84,15 +93,16 @@ class SequenceBuilder:
         Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
         to its constraint.
         """
-        parameters = SamplingParameters(**sampling)
         limits = Limits(
             capacity=self._capacity,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             eos=() if ignore_eos else self._eos,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=_texts(stop),
             slides=context_overflow == "slide",
         )
+        words = self._bad_words(_texts(bad_words), bad_words_ids, limits.eos)
+        parameters = SamplingParameters(**sampling, bad_words=words)
         check_overflow(context_overflow, ("refuse", "truncate", "slide"))
         self._check_limits(limits)
         self._check_speculation(speculation)
@@ -138,6 +148,27 @@ class SequenceBuilder:
                     f"{vocab - 1}: leave it out."
                 )
 
+    def _bad_words(
+        self, texts: tuple[str, ...], ids: Several[Several[int]], eos: tuple[int, ...]
+    ) -> BadWords | None:
+        if not texts and not ids:
+            return None
+        if "" in texts or not all(map(len, ids)):
+            raise UserError("A bad word is empty: leave it out.")
+        words = [tuple(word) for word in ids]
+        vocab = self._prompts.vocab_size
+        for token_id in (token_id for word in words for token_id in word):
+            if not isinstance(token_id, (int, np.integer)) or not 0 <= token_id < vocab:
+                raise UserError(
+                    f"bad_words_ids has the token id {token_id!r}, but this model's ids are whole "
+                    f"numbers from 0 to {vocab - 1}: leave that word out."
+                )
+        for text in texts:
+            spelled = spellings(self._prompts.require_tokenizer(), text)
+            words += [word for word in spelled if max(word) < vocab]
+        words = [word for word in words if len(word) > 1 or word[0] not in eos]
+        return BadWords(words) if words else None
+
     def _fitted(self, ids: IntArray, limits: Limits, overflow: ContextOverflow) -> IntArray:
         """The prompt [n], or the end of it that fits; raises UserError if it doesn't and must."""
         new = max(limits.max_new_tokens or 1, limits.min_new_tokens)
@@ -176,6 +207,10 @@ class SequenceBuilder:
                 "There is no draft model: open the bundle with draft= a smaller model's bundle, or "
                 "take speculation='prompt-lookup'."
             )
+
+
+def _texts(given: str | Several[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def too_long(tokens: str, capacity: int) -> UserError:

@@ -164,6 +164,13 @@ def generate_options(command: Command) -> Command:
         click.option("--frequency-penalty", type=float, default=0.0, help="From -2 to 2."),
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+        click.option(
+            "--bad-word",
+            "bad_words",
+            multiple=True,
+            metavar="TEXT",
+            help="Never write this text; may be repeated.",
+        ),
         click.option("--ignore-eos", is_flag=True, help="Go on after EOS tokens."),
         click.option(
             "--context-overflow",

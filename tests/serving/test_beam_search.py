@@ -32,6 +32,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"early_stopping": "never", "length_penalty": 1.2},
     {"early_stopping": "never", "length_penalty": -0.5, "min_new_tokens": 4},
     {"repetition_penalty": 1.3, "length_penalty": 0.0, "min_new_tokens": 3},
+    {"bad_words_ids": [[18, 18], [297, 370], [262], [223, 19], [300]], "length_penalty": 0.5},
 ]
 CHUNK = 7
 TIGHT = {"rtol": 2e-6, "atol": 1e-6}

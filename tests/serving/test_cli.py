@@ -76,6 +76,15 @@ def test_sampling_flags_reach_the_sampler(bundle: str) -> None:
     assert json.loads(cold)["text"] == json.loads(plain)["text"]
 
 
+def test_bad_words_are_not_written(bundle: str) -> None:
+    flags = ("--max-new-tokens", "20", "--ignore-eos")
+    plain = run("generate", bundle, "hello", *flags).stdout
+    words = (plain[4:6], plain[1])
+    other = run("generate", bundle, "hello", *flags, "--bad-word", words[0], "--bad-word", words[1])
+    assert other.stdout[0] == plain[0]
+    assert not any(word in other.stdout for word in words)
+
+
 def test_speculation_gives_the_same_text_and_reports_what_it_did(bundle: str) -> None:
     flags = ("--max-new-tokens", "300", "--ignore-eos")
     plain = json.loads(run("generate", bundle, "hello", *flags, "--json").stdout)

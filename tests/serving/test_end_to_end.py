@@ -44,7 +44,9 @@ def reference(checkpoint: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def greedy(reference: torch.nn.Module, ids: list[int], new: int) -> list[int]:
+def greedy(
+    reference: torch.nn.Module, ids: list[int], new: int, bad_words: list[list[int]] | None = None
+) -> list[int]:
     inputs = torch.tensor([ids])
     output = reference.generate(  # type: ignore[operator]
         inputs,
@@ -52,6 +54,7 @@ def greedy(reference: torch.nn.Module, ids: list[int], new: int) -> list[int]:
         max_new_tokens=new,
         do_sample=False,
         eos_token_id=None,
+        bad_words_ids=bad_words,
     )
     tokens: list[int] = output[0, len(ids) :].tolist()
     return tokens
@@ -98,6 +101,25 @@ def test_greedy_tokens_with_speculation_equal_transformers(
     for index, ids in enumerate(PROMPTS):
         own = [token.token_id for token in tokens if token.index == index]
         assert own == greedy(reference, ids, 128)
+
+
+def test_bad_words_equal_transformers(bundle: Path, reference: torch.nn.Module) -> None:
+    ids = PROMPTS[0]
+    plain = greedy(reference, ids, 32)
+    bad_words = [[*ids[-2:], plain[0]], [plain[4]], plain[9:11], plain[20:23], [5, 6, 7]]
+    expected = greedy(reference, ids, 32, bad_words)
+    assert expected[0] != plain[0], "the first word begins in the prompt"
+    with serving.load(bundle, draft=bundle) as model:
+        model._step_costs = FixedCosts(0.0)
+        for method in (None, "prompt-lookup", "draft"):
+            result = model.generate(
+                ids,
+                max_new_tokens=32,
+                ignore_eos=True,
+                bad_words_ids=bad_words,
+                speculation=method,  # type: ignore[arg-type]
+            )
+            assert result.token_ids == expected
 
 
 def test_logits_equal_transformers(bundle: Path, reference: torch.nn.Module) -> None:

@@ -249,6 +249,10 @@ Call = Callable[[Model], object]
         (lambda m: m.generate([1], logit_bias={3: 101}), "logit_bias of token 3 is 101"),
         (lambda m: m.generate([1], logit_bias={-1: 1}), "token id of logit_bias is -1"),
         (lambda m: m.generate([1], stop=[""]), "stop string is empty"),
+        (lambda m: m.generate([1], bad_words=["a", ""]), "bad word is empty"),
+        (lambda m: m.generate([1], bad_words_ids=[[]]), "bad word is empty"),
+        (lambda m: m.generate([1], bad_words_ids=[[1, VOCAB]]), "bad_words_ids .* id 64"),
+        (lambda m: m.generate([1], bad_words_ids=[[-1]]), "bad_words_ids .* id -1"),
         (lambda m: m.logits([1] * 101), "101 tokens don't fit"),
         (lambda m: m.logits([]), "prompt is empty"),
         (lambda m: m.encode_chat([{"role": "user", "content": "x"}]), "no chat template"),
@@ -269,7 +273,12 @@ def test_streams_refuse_bad_input_when_they_are_made() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda m: m.generate("text"), lambda m: m.generate([1], stop="x")]
+    "call",
+    [
+        lambda m: m.generate("text"),
+        lambda m: m.generate([1], stop="x"),
+        lambda m: m.generate([1], bad_words="x"),
+    ],
 )
 def test_without_a_tokenizer_text_is_refused(call: Call) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json"):

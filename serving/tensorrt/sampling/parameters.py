@@ -26,8 +26,8 @@ def runs_on_device(
 ) -> bool:
     """Whether the device can choose a sequence's tokens; if not, ``serving.sampling`` does.
 
-    Penalties need the tokens so far, log-probabilities the logits, and ``min_new_tokens``, a bias
-    and a constraint change them: the device has none of these.
+    Penalties and bad words need the tokens so far, log-probabilities the logits, and
+    ``min_new_tokens``, a bias and a constraint change them: the device has none of these.
     """
     return (
         parameters.repetition_penalty == 1
@@ -35,6 +35,7 @@ def runs_on_device(
         and parameters.frequency_penalty == 0
         and parameters.logprobs is None
         and not parameters.logit_bias
+        and parameters.bad_words is None
         and min_new_tokens == 0
         and not is_constrained
     )

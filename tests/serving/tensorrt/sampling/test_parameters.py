@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from serving.bad_words import BadWords
 from serving.sampling import SamplingParameters, choice_seed
 from serving.tensorrt.sampling.parameters import device_rows, runs_on_device
 from serving.tensorrt.sampling.sampler import blocks_of_a_row
@@ -21,6 +22,7 @@ def test_greedy_and_filters_run_on_the_device() -> None:
         SamplingParameters(frequency_penalty=0.5),
         SamplingParameters(logprobs=0),
         SamplingParameters(logit_bias={3: 0.5}),
+        SamplingParameters(bad_words=BadWords([[3]])),
     ],
 )
 def test_what_needs_tokens_or_logits_runs_on_the_host(parameters: SamplingParameters) -> None:
