@@ -15,6 +15,7 @@ from serving.commands.keys import keys
 from serving.commands.ray import ray
 from serving.commands.restore import restore
 from serving.commands.score import score
+from serving.commands.triton import triton
 
 
 @click.group(cls=CommandGroup)
@@ -30,6 +31,7 @@ COMMANDS = (
     embed,
     http,
     ray,
+    triton,
     bench,
     inspect,
     restore,

@@ -18,6 +18,9 @@ Float64Array = npt.NDArray[np.float64]
 
 MAX_LOGPROBS = 20
 
+# Below it only the likeliest token has a chance, and float32 soon overflows.
+LEAST_TEMPERATURE = 1e-4
+
 
 class SamplingOptions(TypedDict, total=False):
     """The fields of SamplingParameters but ``bad_words``, as keyword parameters."""

@@ -46,6 +46,16 @@ _LOADING = (
 )
 
 
+_WORKER_TIMEOUT = click.option(
+    "--worker-timeout",
+    "silent_seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    default=120.0,
+    help="An engine that has work and does nothing for so long is replaced (default: 120).",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """The options, checked: ``bundles`` by the names that requests choose them by.
@@ -76,7 +86,8 @@ def server_options(command: Command) -> Command:
             "--served-model-name", help="The only bundle's name (default: its directory's)."
         ),
         _listening_options,
-        _scheduling_options,
+        scheduling_options,
+        _WORKER_TIMEOUT,
         _limit_options,
         click.option(
             "--draft", type=click.Path(path_type=Path), metavar="BUNDLE", help="A smaller model."
@@ -146,8 +157,8 @@ def _listening_options(command: Command) -> Command:
     return add_options(command, options)
 
 
-def _scheduling_options(command: Command) -> Command:
-    """Add the options of a worker's scheduler."""
+def scheduling_options(command: Command) -> Command:
+    """Add the options of an engine's scheduler."""
     options = (
         click.option("--slots", type=click.IntRange(1), help="Sequences at a time (default: 4)."),
         click.option(
@@ -167,14 +178,6 @@ def _scheduling_options(command: Command) -> Command:
             type=click.IntRange(1),
             default=128,
             help="Sequences that may wait for a slot (default: 128).",
-        ),
-        click.option(
-            "--worker-timeout",
-            "silent_seconds",
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            default=120.0,
-            help="An engine that has work and does nothing for so long is replaced (default: 120).",
         ),
     )
     return add_options(command, options)

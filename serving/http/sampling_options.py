@@ -6,6 +6,7 @@ from serving.constraints import Constraint
 from serving.http.errors import invalid
 from serving.http.schemas.common import GenerationRequest
 from serving.http.served_model import ServedModel
+from serving.sampling import LEAST_TEMPERATURE
 from serving.sequences import SequenceOptions
 
 # Parameters that have the same name and meaning in a request and in Model.sequence.
@@ -23,8 +24,6 @@ _SAME = (
 )
 # Seeds are of 64 bits; OpenAI's may be negative.
 SEEDS = 2**64
-# Below it only the likeliest token has a chance, and float32 soon overflows.
-LEAST_TEMPERATURE = 1e-4
 
 
 def generate_options(

@@ -1,0 +1,71 @@
+"""``serve-llm triton``: a model repository for Triton Inference Server."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.commands.options import (
+    key_file_option,
+    load_options,
+    named_directories,
+    verify_option,
+)
+from serving.commands.server_options import scheduling_options
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--name", help="The model's name (default: the bundle's directory's).")
+@click.option("--copy", "copies", is_flag=True, help="Copy the bundle instead of linking it.")
+@click.option(
+    "--instances",
+    type=click.IntRange(1),
+    default=1,
+    help="Processes with an engine of their own (default: 1).",
+)
+@click.option(
+    "--versions",
+    type=click.IntRange(1),
+    default=1,
+    help="How many of the newest versions are served (default: 1).",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    callback=named_directories,
+    metavar="NAME=DIRECTORY",
+    help="A LoRA adapter that requests may choose; may be repeated.",
+)
+@scheduling_options
+@load_options
+@verify_option
+@key_file_option
+def triton(
+    bundle: Path,
+    repository: Path,
+    name: str | None,
+    copies: bool,
+    instances: int,
+    versions: int,
+    adapters: dict[str, Path],
+    **settings: Any,
+) -> None:
+    """Add BUNDLE to a model repository, as a model or as a model's next version."""
+    from serving.triton.repository import Deployment, write_version
+    from serving.triton.settings import Settings
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    deployment = Deployment(
+        bundle,
+        name or bundle.resolve().name,
+        Settings(**given),
+        instances,
+        versions,
+        adapters,
+        copies,
+    )
+    written = write_version(deployment, repository)
+    click.echo(f"{deployment.name}: version {written.name} in {repository}")

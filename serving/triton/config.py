@@ -1,0 +1,38 @@
+"""The text of config.pbtxt."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from serving.triton.tensors import TensorSpec
+
+TEMPLATE = Path(__file__).with_name("config.pbtxt.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model of the Python backend: its ``instances``, and how many ``versions`` are served."""
+
+    name: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    instances: int = 1
+    kind: Literal["KIND_CPU", "KIND_MODEL"] = "KIND_CPU"
+    versions: int = 1
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """The model's configuration in protobuf's text format."""
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+        template = environment.from_string(TEMPLATE.read_text("utf-8"))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return template.render(text=_text, **fields)
+
+
+def _text(value: str) -> str:
+    """A string as protobuf's text format writes it."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,133 @@
+"""The model that Triton's Python backend runs: requests in, streams of responses out."""
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from serving.errors import UserError
+from serving.generation import Model
+from serving.loading import load
+from serving.onnxruntime import physical_cores
+from serving.triton.in_flight import InFlight
+from serving.triton.metrics import Metrics
+from serving.triton.requests import Array
+from serving.triton.settings import Settings
+
+# How often it is looked whether clients have gone away, and how often metrics are reported.
+CANCELLATION_SECONDS = 0.1
+REPORT_SECONDS = 1.0
+
+
+class TritonPythonModel:
+    """One instance: an engine in a process of its own, with continuous batching."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the bundle beside this version's model.py, and run it once before it is ready."""
+        config = json.loads(args["model_config"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        try:
+            settings = _settings(config)
+            model = _open(version, settings, instances=_instances(config))
+            _warm_up(model)
+        except UserError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+        }
+        self._metrics = Metrics(pb_utils, labels, model.slots)
+        self._in_flight = InFlight(model, self._metrics.record, settings.scheduling)
+        self._is_closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        self._watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Begin requests; the responses come from the thread that hands on what is generated."""
+        for request in requests:
+            responder = _Responder(request)
+            timeout = request.timeout()  # microseconds, 0 for none
+            self._in_flight.begin(_tensors(request), responder, timeout / 1e6 if timeout else None)
+
+    def finalize(self) -> None:
+        """Free everything; requests that still run end with an error."""
+        self._is_closed.set()
+        self._watcher.join()
+        self._in_flight.close()
+
+    def _watch(self) -> None:
+        """Look after clients that went away, and report metrics."""
+        looks = 0
+        while not self._is_closed.wait(CANCELLATION_SECONDS):
+            self._in_flight.forget_cancelled()
+            looks += 1
+            if looks * CANCELLATION_SECONDS >= REPORT_SECONDS:
+                self._metrics.report(self._in_flight.load)
+                looks = 0
+
+
+class _Responder:
+    """The way to a request's client, through Triton."""
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._names = frozenset(request.requested_output_names())
+
+    def send(self, outputs: Mapping[str, Array], *, last: bool) -> None:
+        """Send the outputs that the client asked for."""
+        tensors = [
+            pb_utils.Tensor(name, array) for name, array in outputs.items() if name in self._names
+        ]
+        self._send(pb_utils.InferenceResponse(output_tensors=tensors), last=last)
+
+    def fail(self, reason: str) -> None:
+        """End with an error of this request alone."""
+        error = pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG)
+        self._send(pb_utils.InferenceResponse(error=error), last=True)
+
+    def confirm_cancelled(self) -> None:
+        """End as cancelled."""
+        error = pb_utils.TritonError("The request was cancelled.", pb_utils.TritonError.CANCELLED)
+        self._send(pb_utils.InferenceResponse(error=error), last=True)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone away or cancelled; asks Triton's process."""
+        return bool(self._sender.is_cancelled())
+
+    def _send(self, response: Any, *, last: bool) -> None:
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
+        self._sender.send(response, flags=flags)
+
+
+def _settings(config: Mapping[str, Any]) -> Settings:
+    parameters = config.get("parameters", {})
+    return Settings.from_parameters(
+        {name: value["string_value"] for name, value in parameters.items()}
+    )
+
+
+def _instances(config: Mapping[str, Any]) -> int:
+    return sum(group.get("count", 1) for group in config.get("instance_group", ()))
+
+
+def _open(version: Path, settings: Settings, instances: int) -> Model:
+    """Open a version's bundle; of several instances each gets its share of the cores."""
+    adapters = version / "adapters"
+    named = {path.name: path for path in adapters.iterdir()} if adapters.is_dir() else {}
+    loading = settings.loading
+    if loading["threads"] is None and instances > 1:
+        loading["threads"] = max(1, physical_cores() // instances)
+    return load(version / "bundle", adapters=named, **loading)
+
+
+def _warm_up(model: Model) -> None:
+    """Run both kinds of steps once: the first request shall take no longer than others."""
+    model.generate([model.tokens.bos or 0], max_new_tokens=2, ignore_eos=True)
+
+
+def _tensors(request: Any) -> dict[str, Array]:
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -1,0 +1,196 @@
+"""What a request asks for: from its input tensors to the options of a sequence."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.beam_search import BeamParameters
+from serving.constraints import Constraint
+from serving.errors import UserError
+from serving.prompts import Prompt
+from serving.sampling import LEAST_TEMPERATURE
+from serving.sequences import SequenceOptions
+
+Array = npt.NDArray[Any]
+
+# Tensors whose values are options of the same meaning, under the option's name.
+_OPTIONS = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "stop_words": "stop",
+    "bad_words": "bad_words",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+    "adapter": "adapter",
+}
+# Who sends one of these without a temperature wants to sample.
+_CHOOSING = ("top_k", "top_p", "min_p")
+
+_GUIDES: dict[str, Callable[[str], Constraint]] = {
+    "json": lambda _: Constraint.json_object(),
+    "json_schema": Constraint.json_schema,
+    "regex": Constraint.regex,
+    "lark_grammar": Constraint.grammar,
+    "choice": lambda guide: Constraint.choice(_choices(guide)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TritonRequest:
+    """A request, read: what to generate, and which outputs to return.
+
+    ``echoes``: the prompt's text comes before the answer's.
+    """
+
+    prompt: Prompt
+    options: SequenceOptions
+    beams: BeamParameters
+    streams: bool = False
+    echoes: bool = False
+    returns_log_probs: bool = False
+    returns_num_input_tokens: bool = False
+    returns_num_output_tokens: bool = False
+
+
+def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
+    """Read a request's tensors, of which any may be missing.
+
+    Raises UserError for values that can't be used, or not together.
+    """
+    values = _Values(tensors)
+    beams = _beams(values)
+    streams = values.flag("stream")
+    if streams and beams.num_beams > 1:
+        raise UserError(
+            "stream and beam_width above 1 exclude each other, as the best beam is known at the "
+            "end: leave one of them out."
+        )
+    return TritonRequest(
+        prompt=_prompt(values),
+        options=_options(values),
+        beams=beams,
+        streams=streams,
+        echoes=not values.flag("exclude_input_in_output", default=True),
+        returns_log_probs=values.flag("return_log_probs"),
+        returns_num_input_tokens=values.flag("return_num_input_tokens"),
+        returns_num_output_tokens=values.flag("return_num_output_tokens"),
+    )
+
+
+class _Values:
+    """The tensors' values as Python's: of strings and lists what isn't empty."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._tensors = tensors
+
+    def get(self, name: str) -> Any:
+        """One value, or None."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.size != 1:
+            raise UserError(f"{name} has {tensor.size} values, but takes one: change its shape.")
+        return self._value(name, tensor.flat[0])
+
+    def list(self, name: str) -> list[Any]:
+        """All values."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return []
+        return [self._value(name, value) for value in tensor.flat]
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """A truth value."""
+        value = self.get(name)
+        return default if value is None else bool(value)
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{name} isn't UTF-8 ({error}): encode it so.") from error
+        if isinstance(value, np.floating):
+            return float(str(value))  # 0.9 as the client wrote it, not its nearest float32
+        return value.item() if isinstance(value, np.generic) else value
+
+
+def _prompt(values: _Values) -> Prompt:
+    text, ids = values.get("text_input"), values.list("input_ids")
+    if text and ids:
+        raise UserError("text_input and input_ids exclude each other: send one of them.")
+    if not text and not ids:
+        raise UserError("There is no prompt: send text_input or input_ids.")
+    return cast(Prompt, text or ids)
+
+
+def _options(values: _Values) -> SequenceOptions:
+    options: dict[str, Any] = {}
+    for tensor, option in _OPTIONS.items():
+        if option in ("stop", "bad_words"):
+            value: Any = tuple(filter(None, values.list(tensor))) or None
+        else:
+            value = values.get(tensor)
+        if value is not None and value != "":
+            options[option] = value
+    most = options.get("max_new_tokens")
+    if most is not None and most < 1:
+        raise UserError(f"max_tokens is {most}, but must be at least 1: raise it.")
+    if any(name in options for name in _CHOOSING):
+        options.setdefault("temperature", 1.0)
+    if 0 < options.get("temperature", 0.0) < LEAST_TEMPERATURE:
+        options["temperature"] = 0.0
+    if values.flag("return_log_probs"):
+        options["logprobs"] = 0
+    if (constraint := _constraint(values)) is not None:
+        options["constraint"] = constraint
+    return cast(SequenceOptions, options)
+
+
+def _beams(values: _Values) -> BeamParameters:
+    width, penalty = values.get("beam_width"), values.get("length_penalty")
+    if width is not None and width < 1:
+        raise UserError(f"beam_width is {width}, but must be at least 1: raise it.")
+    if width is None or width == 1:
+        return BeamParameters()  # clients send a length_penalty without beams, too
+    return BeamParameters(width, 1.0 if penalty is None else penalty, num_return_sequences=width)
+
+
+def _constraint(values: _Values) -> Constraint | None:
+    kind, guide = values.get("guided_decoding_guide_type"), values.get("guided_decoding_guide")
+    if not kind:
+        if guide:
+            raise UserError(
+                f"guided_decoding_guide needs guided_decoding_guide_type, one of {_kinds()}: send "
+                "both."
+            )
+        return None
+    if kind not in _GUIDES:
+        raise UserError(f"guided_decoding_guide_type is {kind!r}, but must be one of {_kinds()}.")
+    if not guide and kind != "json":
+        raise UserError(f"guided_decoding_guide is missing, the {kind} to follow: send it.")
+    return _GUIDES[kind](guide or "")
+
+
+def _kinds() -> str:
+    return ", ".join(_GUIDES)
+
+
+def _choices(guide: str) -> list[str]:
+    try:
+        texts = json.loads(guide)
+    except ValueError as error:
+        raise UserError(f"guided_decoding_guide is no JSON ({error}): send a list.") from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError("guided_decoding_guide is no list of texts: send one, as JSON.")
+    return texts

@@ -1,0 +1,67 @@
+"""How a model in a repository opens its bundle and schedules: "parameters" in its config.pbtxt."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from serving.bundle import Target
+from serving.errors import UserError
+
+_SCHEDULING = {"target_latency", "queue_limit"}
+
+
+class Settings(BaseModel):
+    """Parameters of serving.load, and ``target_latency`` (seconds) and ``queue_limit``.
+
+    For these two see Model.scheduler.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slots: PositiveInt = 8
+    prefix_rows: int = 8
+    capacity: PositiveInt | None = None
+    threads: PositiveInt | None = None
+    prefill_chunk: PositiveInt = 512
+    target: Target | None = None
+    provider: Literal["cpu", "cuda"] | None = None
+    prepack: bool = False
+    verify: bool = True
+    key_file: Path | None = None
+    target_latency: PositiveFloat | None = None
+    queue_limit: PositiveInt = 128
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> Self:
+        """Read the parameters of a config.pbtxt; raises UserError for unknown or bad ones."""
+        try:
+            return cls.model_validate(dict(parameters))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            known = ", ".join(cls.model_fields)
+            raise UserError(
+                f"The parameter {name!r} in config.pbtxt can't be used ({first['msg']}): mend it; "
+                f"there are {known}."
+            ) from error
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Those that differ from what holds anyway, as config.pbtxt spells them."""
+        given = self.model_dump(exclude_defaults=True)
+        return {
+            name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in given.items()
+        }
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Parameters of serving.load."""
+        return self.model_dump(exclude=_SCHEDULING)
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """Parameters of Model.scheduler."""
+        return self.model_dump(include=_SCHEDULING)
