@@ -6,7 +6,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from serving.closing import Closing
-from serving.errors import EngineError
 from serving.generation import Model
 from serving.scheduler import Outcome
 from serving.worker.loop import EngineLoop
@@ -19,19 +18,21 @@ class EngineThread(Closing):
     """Runs a model's scheduler; closing it ends the threads and frees the model.
 
     ``deliver`` gets every outcome, on a thread of its own, so that a slow receiver doesn't hold up
-    the engine. After an EngineError ``has_failed`` is true and nothing more comes.
+    the engine. ``failed`` is called on that thread, at last, if the engine can't go on.
     """
 
     def __init__(
         self,
         model: Model,
         deliver: Callable[[Outcome], None],
+        failed: Callable[["EngineThread"], None],
         *,
         target_latency: float | None = None,
         queue_limit: int | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
         self._deliver = deliver
+        self._failed = failed
         self._channel = _QueueChannel()
         scheduler = model.scheduler(target_latency=target_latency, queue_limit=queue_limit)
         self._loop = EngineLoop(model, scheduler, self._channel)
@@ -40,7 +41,7 @@ class EngineThread(Closing):
             Thread(target=self._hand_on, name="outcomes", daemon=True),
         ]
         self.load = Load()
-        self.has_failed = False
+        self._has_failed = False
         for thread in self._threads:
             thread.start()
 
@@ -53,16 +54,16 @@ class EngineThread(Closing):
         self._channel.incoming.put(None)
         for thread in self._threads:
             thread.join()
-        self._model.close()
+        self.model.close()
 
     def _step(self) -> None:
         try:
             self._loop.run()
         except EOFError:
             pass
-        except EngineError:
-            self.has_failed = True
+        except Exception:  # a fault of ours ends all requests as one of the engine's does
             _log.exception("the engine failed")
+            self._has_failed = True
         finally:
             self._channel.outgoing.put(None)
 
@@ -71,6 +72,8 @@ class EngineThread(Closing):
             self.load = progress.load
             for outcome in progress.events:
                 self._deliver(outcome)
+        if self._has_failed:
+            self._failed(self)
 
 
 class _QueueChannel:

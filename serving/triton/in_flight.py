@@ -1,5 +1,6 @@
 """Requests that haven't ended: each with its answer and the way to its client."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ from serving.triton.engine_thread import EngineThread
 from serving.triton.record import Record
 from serving.triton.requests import Array, TritonRequest, read_request
 from serving.worker.messages import Cancel, Load, Request, Submit
+
+# A model that can't be opened again is tried again after so long.
+RETRY_SECONDS = 5.0
+
+ENGINE_FAILED = "The engine failed and is started again: send the request again."
+
+_log = logging.getLogger(__name__)
 
 
 class Responder(Protocol):
@@ -49,28 +57,31 @@ class _Running:
 class InFlight(Closing):
     """The requests that a model works on; ``ended`` is told of each that has ended.
 
-    ``scheduling`` are parameters of Model.scheduler. Closing it ends what runs with an error.
+    ``scheduling`` are parameters of Model.scheduler. If the engine fails, all requests end with an
+    error and the model is opened again: Triton doesn't replace a process that is lost. Closing ends
+    what runs with an error, too. Raises UserError if the model can't be opened.
     """
 
     def __init__(
-        self, model: Model, ended: Callable[[Record], None], scheduling: Mapping[str, Any]
+        self,
+        open_model: Callable[[], Model],
+        ended: Callable[[Record], None],
+        scheduling: Mapping[str, Any],
     ) -> None:
-        self._model = model
+        self._open_model = open_model
         self._ended = ended
+        self._scheduling = scheduling
         self._indices = count()
         self._running: dict[int, _Running] = {}
         self._lock = threading.Lock()  # whoever takes a request out of _running may end it
-        self._engine = EngineThread(model, self._deliver, **scheduling)
+        self._is_closed = threading.Event()
+        self._engine: EngineThread | None = self._start()
 
     @property
     def load(self) -> Load:
         """What the engine had to do after its last step."""
-        return self._engine.load
-
-    @property
-    def engine_failed(self) -> bool:
-        """Whether the engine can't go on."""
-        return self._engine.has_failed
+        engine = self._engine
+        return engine.load if engine else Load()
 
     def begin(
         self, tensors: Mapping[str, Array], responder: Responder, seconds: float | None
@@ -79,11 +90,13 @@ class InFlight(Closing):
 
         What is wrong with the request is sent as its error.
         """
-        record = Record()
+        record, engine = Record(), self._engine
         try:
+            if engine is None:
+                raise UserError("The engine is being started again: try again in some seconds.")
             request = read_request(tensors)
-            prompt_ids = self._model.prompts.ids(request.prompt)
-            answer = self._answer(request, prompt_ids)
+            prompt_ids = engine.model.prompts.ids(request.prompt)
+            answer = _answer(engine.model, request, prompt_ids)
         except UserError as error:
             self._fail(responder, record, str(error))
             return
@@ -91,36 +104,52 @@ class InFlight(Closing):
         index = next(self._indices)
         with self._lock:
             self._running[index] = _Running(responder, answer, record)
-        self._engine.send(Submit(index, Request(prompt_ids, request.options, seconds=seconds)))
+        engine.send(Submit(index, Request(prompt_ids, request.options, seconds=seconds)))
+        if self._engine is not engine and self._take(index):  # it failed meanwhile
+            self._fail(responder, record, ENGINE_FAILED)
 
     def forget_cancelled(self) -> None:
         """Take out the requests whose clients have gone away."""
         for index, running in list(self._running.items()):
             if running.responder.is_cancelled() and self._take(index):
-                self._engine.send(Cancel(index))
+                if engine := self._engine:
+                    engine.send(Cancel(index))
                 running.responder.confirm_cancelled()
                 running.record.ending = "cancelled"
                 self._ended(running.record)
 
     def close(self) -> None:
         """End the engine, then whatever still runs."""
-        self._engine.close()
+        self._is_closed.set()
+        if engine := self._engine:
+            engine.close()
+        self._fail_all("The model is being unloaded: send the request again.")
+
+    def _start(self) -> EngineThread:
+        return EngineThread(
+            self._open_model(), self._deliver, self._engine_failed, **self._scheduling
+        )
+
+    def _engine_failed(self, failed: EngineThread) -> None:
+        self._engine = None
+        self._fail_all(ENGINE_FAILED)
+        threading.Thread(target=self._replace, args=(failed,), daemon=True).start()
+
+    def _replace(self, failed: EngineThread) -> None:
+        """Open the model again, trying until it works."""
+        failed.close()
+        while not self._is_closed.is_set():
+            try:
+                self._engine = self._start()
+                return
+            except UserError:
+                _log.exception("the engine can't be started again yet")
+                self._is_closed.wait(RETRY_SECONDS)
+
+    def _fail_all(self, reason: str) -> None:
         for index in list(self._running):
             if running := self._take(index):
-                reason = "The model is being unloaded: send the request again."
                 self._fail(running.responder, running.record, reason)
-
-    def _answer(self, request: TritonRequest, prompt_ids: IntArray) -> Answer:
-        prefix = ""
-        if request.echoes:
-            is_text = isinstance(request.prompt, str)
-            prefix = str(request.prompt) if is_text else self._decode(prompt_ids)
-        has_texts = self._model.tokenizer is not None
-        return Answer(request, len(prompt_ids), prefix, has_texts=has_texts)
-
-    def _decode(self, token_ids: IntArray) -> str:
-        tokenizer = self._model.prompts.require_tokenizer()
-        return str(tokenizer.decode(token_ids.tolist(), skip_special_tokens=False))
 
     def _take(self, index: int) -> _Running | None:
         """Take a request out, unless another thread has: whoever gets it ends it."""
@@ -151,3 +180,14 @@ class InFlight(Closing):
         responder.fail(reason)
         record.ending = "failed"
         self._ended(record)
+
+
+def _answer(model: Model, request: TritonRequest, prompt_ids: IntArray) -> Answer:
+    """The request's answer, which may begin with the prompt's text."""
+    prefix = ""
+    if request.echoes and isinstance(request.prompt, str):
+        prefix = request.prompt
+    elif request.echoes:
+        tokenizer = model.prompts.require_tokenizer()
+        prefix = tokenizer.decode(prompt_ids.tolist(), skip_special_tokens=False)
+    return Answer(request, len(prompt_ids), prefix, has_texts=model.tokenizer is not None)

@@ -84,6 +84,8 @@ class Metrics:
             return
         self._metrics["waiting"].set(load.waiting)
         self._metrics["slots_in_use"].set(load.prefilling + load.decoding)
+        if load.prompt_tokens < self._reported.prompt_tokens:  # another engine, which begins at 0
+            self._reported = Load()
         self._metrics["looked_up"].increment(load.prompt_tokens - self._reported.prompt_tokens)
         self._metrics["reused"].increment(load.reused_tokens - self._reported.reused_tokens)
         self._reported = load

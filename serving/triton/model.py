@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,18 @@ class TritonPythonModel:
         """Open the bundle beside this version's model.py, and run it once before it is ready."""
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        try:
-            settings = _settings(config)
-            model = _open(version, settings, instances=_instances(config))
-            _warm_up(model)
-        except UserError as error:
-            raise pb_utils.TritonModelException(str(error)) from error
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
             "instance": args["model_instance_name"],
         }
-        self._metrics = Metrics(pb_utils, labels, model.slots)
-        self._in_flight = InFlight(model, self._metrics.record, settings.scheduling)
+        try:
+            settings = _settings(config)
+            self._metrics = Metrics(pb_utils, labels, settings.slots)
+            open_model = partial(_open, version, settings, _instances(config))
+            self._in_flight = InFlight(open_model, self._metrics.record, settings.scheduling)
+        except UserError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
         self._is_closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
@@ -115,13 +115,15 @@ def _instances(config: Mapping[str, Any]) -> int:
 
 
 def _open(version: Path, settings: Settings, instances: int) -> Model:
-    """Open a version's bundle; of several instances each gets its share of the cores."""
+    """Open a version's bundle and run it; of several instances each gets its share of cores."""
     adapters = version / "adapters"
     named = {path.name: path for path in adapters.iterdir()} if adapters.is_dir() else {}
     loading = settings.loading
     if loading["threads"] is None and instances > 1:
         loading["threads"] = max(1, physical_cores() // instances)
-    return load(version / "bundle", adapters=named, **loading)
+    model = load(version / "bundle", adapters=named, **loading)
+    _warm_up(model)
+    return model
 
 
 def _warm_up(model: Model) -> None:
