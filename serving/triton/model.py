@@ -5,18 +5,18 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
 from serving.errors import UserError
-from serving.generation import Model
-from serving.loading import load
-from serving.onnxruntime import physical_cores
-from serving.triton.in_flight import InFlight
-from serving.triton.metrics import Metrics
-from serving.triton.requests import Array
-from serving.triton.settings import Settings
+
+# What takes long to import is imported where a model is opened: Triton also starts a process that
+# only asks what this file can do.
+if TYPE_CHECKING:
+    from serving.generation import Model
+    from serving.triton.requests import Array
+    from serving.triton.settings import Settings
 
 # How often it is looked whether clients have gone away, and how often metrics are reported.
 CANCELLATION_SECONDS = 0.1
@@ -28,6 +28,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the bundle beside this version's model.py, and run it once before it is ready."""
+        from serving.triton.in_flight import InFlight
+        from serving.triton.metrics import Metrics
+
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
         labels = {
@@ -77,7 +80,7 @@ class _Responder:
         self._sender = request.get_response_sender()
         self._names = frozenset(request.requested_output_names())
 
-    def send(self, outputs: Mapping[str, Array], *, last: bool) -> None:
+    def send(self, outputs: Mapping[str, "Array"], *, last: bool) -> None:
         """Send the outputs that the client asked for."""
         tensors = [
             pb_utils.Tensor(name, array) for name, array in outputs.items() if name in self._names
@@ -103,7 +106,9 @@ class _Responder:
         self._sender.send(response, flags=flags)
 
 
-def _settings(config: Mapping[str, Any]) -> Settings:
+def _settings(config: Mapping[str, Any]) -> "Settings":
+    from serving.triton.settings import Settings
+
     parameters = config.get("parameters", {})
     return Settings.from_parameters(
         {name: value["string_value"] for name, value in parameters.items()}
@@ -114,8 +119,11 @@ def _instances(config: Mapping[str, Any]) -> int:
     return sum(group.get("count", 1) for group in config.get("instance_group", ()))
 
 
-def _open(version: Path, settings: Settings, instances: int) -> Model:
+def _open(version: Path, settings: "Settings", instances: int) -> "Model":
     """Open a version's bundle and run it; of several instances each gets its share of cores."""
+    from serving.loading import load
+    from serving.onnxruntime import physical_cores
+
     adapters = version / "adapters"
     named = {path.name: path for path in adapters.iterdir()} if adapters.is_dir() else {}
     loading = settings.loading
@@ -126,10 +134,10 @@ def _open(version: Path, settings: Settings, instances: int) -> Model:
     return model
 
 
-def _warm_up(model: Model) -> None:
+def _warm_up(model: "Model") -> None:
     """Run both kinds of steps once: the first request shall take no longer than others."""
     model.generate([model.tokens.bos or 0], max_new_tokens=2, ignore_eos=True)
 
 
-def _tensors(request: Any) -> dict[str, Array]:
+def _tensors(request: Any) -> dict[str, "Array"]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
