@@ -18,7 +18,9 @@ _FAILURE = re.compile(
 # Of what Triton puts before a model's own reason.
 _KINDS = re.compile(r"^(?:(?:Internal|Invalid argument|Unavailable|Not found)[:-] ?)+")
 
-_KEPT_LINES = 1000
+_USAGE = "Usage: tritonserver"
+
+_KEPT_LINES = 2000
 _LAST_LINES = 8
 
 
@@ -54,8 +56,11 @@ class ServerLog:
         return list(dict.fromkeys(_sentence(match) for match in found if match))
 
     def end(self) -> str:
-        """Its last lines."""
-        return "".join(list(self._lines)[-_LAST_LINES:]).strip()
+        """Its last lines; if an option is wrong, what is said of it beside all the others."""
+        before, usage, after = "".join(self._lines).partition(_USAGE)
+        if usage:
+            return before.strip() or after.strip().rpartition("\n\n")[2]
+        return "\n".join(before.splitlines()[-_LAST_LINES:])
 
 
 def _sentence(failure: re.Match[str]) -> str:
