@@ -8,7 +8,7 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from scripts.triton_server.clients import client_commands
+from scripts.triton_server.clients import answer, client_commands
 from scripts.triton_server.container import container_launch, find_engine
 from scripts.triton_server.launch import Addresses, Launch, Loading, check_repository
 from scripts.triton_server.log import ServerLog
@@ -29,6 +29,7 @@ _REPOSITORY = click.Path(exists=True, file_okay=False, resolve_path=True, path_t
 @click.option("--poll", is_flag=True, help="Take up changes of the repository.")
 @click.option("--explicit", is_flag=True, help="Load no model: clients load and unload them.")
 @click.option("--load-model", multiple=True, metavar="NAME", help="Load this one; as --explicit.")
+@click.option("--ask", metavar="TEXT", help="On free ports: print a streamed answer, and end.")
 @click.option("--container", metavar="IMAGE", help="Run in a container of this image.")
 @click.option("--wheel", is_flag=True, help="Run the server of PyPI's nvidia-pytriton.")
 @click.option("--verbose", is_flag=True, help="Show all of the server's log, not errors only.")
@@ -42,6 +43,7 @@ def main(
     poll: bool,
     explicit: bool,
     load_model: tuple[str, ...],
+    ask: str | None,
     container: str | None,
     wheel: bool,
     verbose: bool,
@@ -52,7 +54,9 @@ def main(
     already, else from PyPI's nvidia-pytriton in .venv-triton, which is made first. Ctrl-C ends it
     when its requests have ended, a second one at once.
     """
-    addresses = Addresses(host, http_port, grpc_port, metrics_port)
+    addresses = (
+        Addresses(host, http_port, grpc_port, metrics_port) if ask is None else Addresses.free()
+    )
     loading = Loading(poll, explicit or bool(load_model), load_model)
     try:
         if poll and loading.explicit:
@@ -64,7 +68,8 @@ def main(
             check_repository(repository)
         options = [*addresses.options, *loading.options, *triton_options]
         launch = _launch(repository, options, container, wheel=wheel)
-        sys.exit(_serve(launch, addresses, ServerLog(sys.stderr, verbose=verbose)))
+        log = ServerLog(sys.stderr, verbose=verbose)
+        sys.exit(_serve(launch, addresses, log, ask))
     except UserError as error:
         raise click.ClickException(str(error)) from error
 
@@ -80,8 +85,8 @@ def _launch(repository: Path, options: list[str], container: str | None, *, whee
         return wheel_launch(repository, options)
 
 
-def _serve(launch: Launch, addresses: Addresses, log: ServerLog) -> int:
-    """Run a server until it ends; its exit code."""
+def _serve(launch: Launch, addresses: Addresses, log: ServerLog, text: str | None) -> int:
+    """Run a server until it is told to end, or has answered a text; its exit code."""
     with Server(launch, addresses, log) as server:
         signals: list[int] = []
 
@@ -95,11 +100,14 @@ def _serve(launch: Launch, addresses: Addresses, log: ServerLog) -> int:
             with Console(stderr=True).status("Starting") as status:
                 for model in server.wait_until_ready():
                     status.update(f"Loading {model}")
-        except UserError:
-            if not signals:
+            if text is None:
+                _announce(addresses)
+            else:
+                _print_answer(addresses, text)
+                server.send(signal.SIGTERM)
+        except (UserError, OSError):
+            if not signals:  # else it is what they led to
                 raise
-        else:
-            _announce(addresses)
         return server.wait()
 
 
@@ -107,3 +115,9 @@ def _announce(addresses: Addresses) -> None:
     click.echo(f"Ready: {addresses.url}, gRPC at {addresses.grpc}, {addresses.metrics}")
     for command in client_commands(addresses.url):
         click.echo(f"\n{command}")
+
+
+def _print_answer(addresses: Addresses, text: str) -> None:
+    for part in answer(addresses.url, text):
+        click.echo(part, nl=False)
+    click.echo()

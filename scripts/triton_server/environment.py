@@ -63,9 +63,15 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _install(python: Path) -> None:
+    base = find_base_python()
+    if base is None:
+        raise UserError(
+            f"Triton's server from PyPI runs models with Python {' or '.join(PYTHONS)}, and none "
+            "of them is on the PATH: install one, or use a container."
+        )
     server = [line for line in requirements() if line.startswith(SERVER)]
     models = [line for line in requirements() if line not in server]
-    _run([_base_python(), "-m", "venv", "--clear", str(ENVIRONMENT)])
+    _run([base, "-m", "venv", "--clear", str(ENVIRONMENT)])
     _run([str(python), "-m", "pip", "install", "--quiet", *models])
     _run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *server])
     (packages,) = (ENVIRONMENT / "lib").glob("python3.*")
@@ -75,17 +81,11 @@ def _install(python: Path) -> None:
     (triton / "backends" / "python" / _STUB).symlink_to(Path("..", "..", stub))
 
 
-def _base_python() -> str:
-    """This Python if it fits, or else another one on the PATH."""
+def find_base_python() -> str | None:
+    """This Python if it fits, or else another one on the PATH, or None."""
     if f"{sys.version_info.major}.{sys.version_info.minor}" in PYTHONS:
         return sys.executable
-    for version in PYTHONS:
-        if found := shutil.which(f"python{version}"):
-            return found
-    raise UserError(
-        f"Triton's server from PyPI runs models with Python {' or '.join(PYTHONS)}, and neither "
-        "is on the PATH: install one, or use a container."
-    )
+    return next(filter(None, (shutil.which(f"python{version}") for version in PYTHONS)), None)
 
 
 def _run(command: list[str]) -> None:

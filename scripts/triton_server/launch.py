@@ -2,8 +2,10 @@
 
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from serving.errors import UserError
 
@@ -16,6 +18,15 @@ class Addresses:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+
+    @classmethod
+    def free(cls) -> Self:
+        """Ports of the loopback interface that nobody listens on."""
+        with ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            return cls("127.0.0.1", *(probe.getsockname()[1] for probe in probes))
 
     @property
     def url(self) -> str:

@@ -2,7 +2,11 @@
 
 import json
 import urllib.request
-from typing import Any
+from http.client import HTTPResponse
+from typing import Any, cast
+from urllib.error import HTTPError
+
+from serving.errors import UserError
 
 _SECONDS = 10
 
@@ -21,17 +25,22 @@ def is_ready(url: str) -> bool:
 
 def ready_models(url: str) -> list[str]:
     """The names of the models that can be asked."""
-    index = _ask(f"{url}/v2/repository/index", {"ready": True})
-    return sorted({model["name"] for model in index})
+    with post(f"{url}/v2/repository/index", {"ready": True}) as response:
+        return sorted({model["name"] for model in json.load(response)})
 
 
 def input_names(url: str, model: str) -> set[str]:
     """The names of a model's input tensors."""
-    config = _ask(f"{url}/v2/models/{model}/config")
-    return {tensor["name"] for tensor in config["input"]}
+    with _opener.open(f"{url}/v2/models/{model}/config", timeout=_SECONDS) as response:
+        return {tensor["name"] for tensor in json.load(response)["input"]}
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    with _opener.open(url, data, timeout=_SECONDS) as response:
-        return json.load(response)
+def post(url: str, body: dict[str, Any]) -> HTTPResponse:
+    """Send JSON; the response's lines come as the server sends them.
+
+    Raises UserError if the server answers with an error.
+    """
+    try:
+        return cast(HTTPResponse, _opener.open(url, json.dumps(body).encode()))
+    except HTTPError as error:
+        raise UserError(f"Triton answers with an error: {json.load(error)['error']}") from error
