@@ -57,6 +57,16 @@ class TritonPythonModel:
     def initialize(self, args):
         raise ValueError("there is nothing to load")
 """
+SLOW = """
+import os, time
+
+class TritonPythonModel:
+    def initialize(self, args):
+        with open({path!r} + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(file.name, {path!r})
+        time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,17 +188,18 @@ def test_a_killed_script_ends_its_server(repository: Path) -> None:
         server.assert_gone()
 
 
-def test_a_signal_while_it_starts(repository: Path) -> None:
+def test_a_signal_while_it_starts(repository: Path, tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    add_model(repository, "slow", SLOW.format(path=str(started)))
     with subprocess.Popen(command(repository, "--ask", "a")) as process:
-        script = psutil.Process(process.pid)
         deadline = time.monotonic() + 20
-        while not (found := [p for p in script.children(True) if "stub" in p.name()]):
+        while not started.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        model = psutil.Process(int(started.read_text()))
         process.terminate()
-        process.wait(20)
-        _, alive = psutil.wait_procs(found, timeout=20)
-        assert not alive
+        assert process.wait(20) == 128 + signal.SIGTERM
+        model.wait(20)
 
 
 def test_a_model_that_fails_says_why(repository: Path) -> None:
