@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from scripts.load.timing import Timeline, figures
+from scripts.load.timing import Timeline, beside, figures
 from scripts.peers.measuring import PAUSE_SECONDS, Prompts
 from scripts.peers.remote import ROOT, environment
 
@@ -87,6 +87,7 @@ class Contestant:
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--llama-server", type=click.Path(exists=True, path_type=Path), help="The program.")
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="Its model.")
+@click.option("--triton", is_flag=True, help="Our model in the Triton server of .venv-triton.")
 @click.option("--openvino-python", type=click.Path(exists=True, path_type=Path))
 @click.option("--openvino-model", type=click.Path(exists=True, path_type=Path))
 @click.option("--streams", default="1,8", show_default=True, help="Numbers of clients.")
@@ -102,6 +103,7 @@ def main(
     bundle: Path,
     llama_server: Path | None,
     gguf: Path | None,
+    triton: bool,
     openvino_python: Path | None,
     openvino_model: Path | None,
     streams: str,
@@ -125,6 +127,8 @@ def main(
         Contestant(name, module, Path(sys.executable), settings)
         for name, module in (("engine", "engine"), ("serve-llm http", "http_server"))
     ]
+    if triton:
+        ours.append(Contestant("Triton", "triton", Path(sys.executable), settings))
     contestants = list(ours)
     if llama_server and gguf:
         settings = {"model": str(gguf), "program": str(llama_server), **common}
@@ -157,12 +161,12 @@ def main(
         "requests_per_stream": requests,
         "repeats": repeats,
         **common,
-        "contestants": [_result(contestant) for contestant in contestants],
+        "contestants": [_result(contestant, contestants[0]) for contestant in contestants],
         "shared_prefix": {"tokens": shared_prefix, "first_token_seconds": shared},
     }
     if output:
         output.write_text(json.dumps(document, indent=1) + "\n")
-    for line in _lines(contestants):
+    for line in [*_lines(contestants), *_lines_beside(contestants[1:], contestants[0])]:
         click.echo(line)
     for name, (miss, hit) in shared.items():
         click.echo(f"{name}, first token: {1000 * miss:.0f} ms, {1000 * hit:.0f} on a hit")
@@ -203,8 +207,11 @@ def _shared_prefix(
     return statistics.median(first), statistics.median(second)
 
 
-def _result(contestant: Contestant) -> dict[str, Any]:
-    loads = {number: asdict(figures(rounds)) for number, rounds in contestant.rounds.items()}
+def _result(contestant: Contestant, engine: Contestant) -> dict[str, Any]:
+    loads = {
+        number: asdict(figures(rounds)) | asdict(beside(rounds, engine.rounds[number]))
+        for number, rounds in contestant.rounds.items()
+    }
     return {"name": contestant.name, "version": contestant.version, "streams": loads}
 
 
@@ -221,4 +228,15 @@ def _lines(contestants: Sequence[Contestant]) -> Iterator[str]:
                 f"{contestant.name}, {number}: {f.tokens_per_second:.1f}, "
                 f"{f.tokens_per_second / alone:.2f}; {', '.join(milliseconds[:2])}; "
                 f"{', '.join(milliseconds[2:])} ms"
+            )
+
+
+def _lines_beside(contestants: Sequence[Contestant], engine: Contestant) -> Iterator[str]:
+    """A line for each contestant and load: medians of rounds, beside the engine alone."""
+    for contestant in contestants:
+        for number, rounds in contestant.rounds.items():
+            b = beside(rounds, engine.rounds[number])
+            yield (
+                f"{contestant.name}, {number}: {b.rate_ratio:.3f} of the engine's rate, first "
+                f"token {1000 * b.first_token_delay:+.1f} ms"
             )

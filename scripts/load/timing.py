@@ -58,6 +58,31 @@ def figures(rounds: Sequence[Sequence[Timeline]]) -> Figures:
     )
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A contestant beside another one that served the same loads in the same rounds.
+
+    Medians over the rounds: of the quotient of rates, and of the seconds that the median first
+    token came later.
+    """
+
+    rate_ratio: float
+    first_token_delay: float
+
+
+def beside(rounds: Sequence[Sequence[Timeline]], others: Sequence[Sequence[Timeline]]) -> Beside:
+    """Compare round by round: what slowed the machine down for one slowed down both."""
+    pairs = list(zip(rounds, others, strict=True))
+    return Beside(
+        statistics.median(rate(own) / rate(other) for own, other in pairs),
+        statistics.median(_first_token(own) - _first_token(other) for own, other in pairs),
+    )
+
+
+def _first_token(timelines: Sequence[Timeline]) -> float:
+    return statistics.median(timeline.first_token_seconds for timeline in timelines)
+
+
 def rate(timelines: Sequence[Timeline]) -> float:
     """All new tokens over the time from the first request to the last token."""
     begin = min(timeline.sent for timeline in timelines)
