@@ -12,11 +12,37 @@ from serving.commands.options import (
     verify_option,
 )
 from serving.commands.server_options import scheduling_options
+from serving.errors import UserError
+
+
+def _check(context: click.Context, _: click.Parameter, repository: Path | None) -> None:
+    """Print what is wrong with each model; raises UserError if anything is."""
+    if repository is None:
+        return
+    from serving.triton.check import check_repository
+
+    count = 0
+    for model, problems in check_repository(repository):
+        count += len(problems)
+        for problem in problems or ("nothing wrong",):
+            click.echo(f"{model}: {problem}")
+    if count:
+        raise UserError(f"{str(repository)!r} has {count} problems: mend what is listed above.")
+    context.exit()
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository", type=click.Path(path_type=Path))
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    metavar="REPOSITORY",
+    is_eager=True,
+    expose_value=False,
+    callback=_check,
+    help="Say what is wrong with a repository, without a server, and exit.",
+)
 @click.option("--name", help="The model's name (default: the bundle's directory's).")
 @click.option("--copy", "copies", is_flag=True, help="Copy the bundle instead of linking it.")
 @click.option(

@@ -16,11 +16,12 @@ from serving.triton.settings import Settings
 from serving.triton.tensors import INPUTS, OUTPUTS
 
 PACKAGE = Path(__file__).parents[1]
+CONFIG = "config.pbtxt"
 
 # Of our package a version doesn't need what serves in other ways.
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "http", "commands", "cli.py")
 
-_MODEL_PY = '''\
+MODEL_PY = '''\
 """Written by serve-llm triton: runs the bundle beside it with the runtime beside it."""
 
 import sys
@@ -93,24 +94,24 @@ def _config(deployment: Deployment, bundle: Bundle) -> ModelConfig:
 
 def _write(deployment: Deployment, repository: Path, config: str) -> Path:
     model = repository / deployment.name
-    number = max(_versions(model), default=0) + 1
+    number = max(version_numbers(model), default=0) + 1
     repository.mkdir(parents=True, exist_ok=True)
     # Beside the repository, where no server looks; a rename within a file system is atomic.
     partial = repository.parent / f".{repository.name}.{secrets.token_hex(4)}.partial"
     try:
         _write_files(deployment, partial / str(number))
-        (partial / "config.pbtxt").write_text(config, "utf-8")
+        (partial / CONFIG).write_text(config, "utf-8")
         if not model.exists():
             partial.rename(model)
         else:
             (partial / str(number)).rename(model / str(number))
-            (partial / "config.pbtxt").rename(model / "config.pbtxt")
+            (partial / CONFIG).rename(model / CONFIG)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return model / str(number)
 
 
-def _versions(model: Path) -> list[int]:
+def version_numbers(model: Path) -> list[int]:
     """Numbers of a model's versions."""
     names = [path.name for path in model.iterdir()] if model.is_dir() else []
     return [int(name) for name in names if name.isdecimal()]
@@ -126,4 +127,4 @@ def _write_files(deployment: Deployment, version: Path) -> None:
         os.symlink(bundle, version / "bundle")
     for name, adapter in deployment.adapters.items():
         shutil.copytree(adapter, version / "adapters" / name)
-    (version / "model.py").write_text(_MODEL_PY, "utf-8")
+    (version / "model.py").write_text(MODEL_PY, "utf-8")
