@@ -79,6 +79,8 @@ class _Responder:
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
         self._names = frozenset(request.requested_output_names())
+        # An error in a gRPC stream of several requests tells its own in no other way.
+        self._prefix = f"[request id: {request.request_id()}] " if request.request_id() else ""
 
     def send(self, outputs: Mapping[str, "Array"], *, last: bool) -> None:
         """Send the outputs that the client asked for."""
@@ -89,17 +91,19 @@ class _Responder:
 
     def fail(self, reason: str) -> None:
         """End with an error of this request alone."""
-        error = pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG)
-        self._send(pb_utils.InferenceResponse(error=error), last=True)
+        self._end(reason, pb_utils.TritonError.INVALID_ARG)
 
     def confirm_cancelled(self) -> None:
         """End as cancelled."""
-        error = pb_utils.TritonError("The request was cancelled.", pb_utils.TritonError.CANCELLED)
-        self._send(pb_utils.InferenceResponse(error=error), last=True)
+        self._end("The request was cancelled.", pb_utils.TritonError.CANCELLED)
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away or cancelled; asks Triton's process."""
         return bool(self._sender.is_cancelled())
+
+    def _end(self, reason: str, code: Any) -> None:
+        error = pb_utils.TritonError(self._prefix + reason, code)
+        self._send(pb_utils.InferenceResponse(error=error), last=True)
 
     def _send(self, response: Any, *, last: bool) -> None:
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
