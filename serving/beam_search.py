@@ -9,17 +9,11 @@ from typing import Literal, cast
 import numpy as np
 
 from serving import decoding
-from serving.decoding import FinishReason, Limits, prefill
+from serving.decoding import Failure, FinishReason
 from serving.engine import Engine, FloatArray, IntArray
-from serving.errors import UserError
-from serving.sampling import (
-    SamplingParameters,
-    likeliest,
-    log_softmax,
-    no_number,
-    no_token,
-    penalize,
-)
+from serving.errors import EngineError, UserError
+from serving.result import Generation
+from serving.sampling import likeliest, log_softmax, no_number, no_token, penalize
 
 EarlyStopping = Literal[False, True, "never"]
 
@@ -69,11 +63,20 @@ class Hypothesis:
     finish_reason: FinishReason
 
 
-class BeamSearch:
-    """The search from one prompt ``prompt_ids`` [n], in ``num_beams`` slots from ``first_slot`` on.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best sequences that a search from prompt number ``index`` found, best first."""
 
-    Each ``advance`` is one engine step over these slots, so a scheduler can run others' steps in
-    between. Results are those of transformers 5.23 (``GenerationMixin._beam_search`` without
+    index: int
+    generations: list[Generation]
+
+
+class BeamSearch:
+    """The search from a sequence's prompt, in ``num_beams`` slots from ``first_slot`` on.
+
+    The prompt was run in the first of them, and ``begin`` takes its logits. After that each
+    ``advance`` is one engine step over the slots, so a scheduler can run others' steps in between.
+    Results are those of transformers 5.23 (``GenerationMixin._beam_search`` without
     sampling): what a step looks at is log-probabilities after penalties; of the best ``num_beams``
     continuations those that end become hypotheses, and the best that don't end are the next beams.
     There are fewer beams only where fewer continuations are possible at all.
@@ -84,31 +87,25 @@ class BeamSearch:
     def __init__(
         self,
         engine: Engine,
-        prompt_ids: IntArray,
+        sequence: decoding.Sequence,
         beams: BeamParameters,
-        sampling: SamplingParameters,
-        limits: Limits,
         first_slot: int = 0,
-        chunk: int = 512,
     ) -> None:
         self._engine = engine
-        self._prompt_ids = prompt_ids
+        self._sequence = sequence
         self._beams = beams
-        self._sampling = sampling
-        self._limits = limits
+        self._prompt_ids = sequence.prompt_ids
+        self._limits = sequence.limits
         self._first_slot = first_slot
-        self._chunk = chunk
-        room = limits.capacity - len(prompt_ids)
-        self._most = room if limits.max_new_tokens is None else min(room, limits.max_new_tokens)
-        self._prefilled = 0
+        self._most = sequence.room
         self._generated: IntArray = np.empty((1, 0), np.int64)  # [beams, tokens so far]
         self._scores: FloatArray = np.zeros(1, np.float32)  # sums of log-probabilities [beams]
         self._hypotheses: list[Hypothesis] = []  # the best num_beams so far, best first
 
     @property
-    def is_prefilled(self) -> bool:
-        """Whether the prompt has run, so that the next steps have a row for each beam."""
-        return self._prefilled == len(self._prompt_ids)
+    def num_beams(self) -> int:
+        """How many slots it has."""
+        return self._beams.num_beams
 
     @property
     def finished(self) -> bool:
@@ -128,21 +125,42 @@ class BeamSearch:
         """The best ``num_return_sequences`` (None: one) finished sequences, best first."""
         return self._hypotheses[: self._beams.num_return_sequences or 1]
 
-    def advance(self) -> None:
-        """Run one engine step: the prompt's next chunk, or the newest token of every beam.
+    def begin(self, logits: FloatArray) -> Found | Failure | None:
+        """Choose the first beams, from the logits [vocab] of the prompt's last token.
 
-        Raises UserError if the engine gave NaN, or no sequence is possible.
+        Returns the end, if this is it: a failure if the engine gave NaN, or no token is allowed.
         """
-        logits = self._decode() if self.is_prefilled else self._prefill_chunk()
-        if self.is_prefilled:
-            self._select(logits)
+        return self._extend(logits[None])
 
-    def _prefill_chunk(self) -> FloatArray:
-        """Run the next tokens of the prompt in the first slot; returns logits [1, vocab]."""
-        start = self._prefilled
-        new = self._prompt_ids[start : start + self._chunk]
-        self._prefilled += len(new)
-        return prefill(self._engine, new, self._first_slot, self._chunk, start)[None]
+    def advance(self) -> Found | Failure | None:
+        """Run the newest token of every beam in one engine step; returns what ``begin`` does.
+
+        Raises EngineError, after which no search can go on.
+        """
+        return self._extend(self._decode())
+
+    def _extend(self, logits: FloatArray) -> Found | Failure | None:
+        try:
+            self._select(logits)
+        except EngineError:
+            raise
+        except UserError as error:
+            return self._sequence.fail(error)
+        return self._found() if self.finished else None
+
+    def _found(self) -> Found:
+        vocabulary, prompt_tokens = self._sequence.vocabulary, len(self._prompt_ids)
+        generations = [
+            Generation(
+                token_ids=hypothesis.token_ids,
+                text=vocabulary.decode(hypothesis.token_ids) if vocabulary else "",
+                finish_reason=hypothesis.finish_reason,
+                prompt_tokens=prompt_tokens,
+                score=hypothesis.score,
+            )
+            for hypothesis in self.hypotheses
+        ]
+        return Found(self._sequence.index, generations)
 
     def _decode(self) -> FloatArray:
         """Run the newest token of each beam; returns logits [beams, vocab]."""
@@ -180,9 +198,10 @@ class BeamSearch:
 
     def _log_probs(self, logits: FloatArray) -> FloatArray:
         """Log-probabilities [beams, vocab] after what the parameters and limits do to them."""
+        sampling = self._sequence.sampling
         rows = zip(log_softmax(logits), self._generated, strict=True)
         scores = np.stack(
-            [penalize(row, self._sampling, self._prompt_ids, generated) for row, generated in rows]
+            [penalize(row, sampling, self._prompt_ids, generated) for row, generated in rows]
         )
         if self._generated.shape[1] < self._limits.min_new_tokens:
             scores[:, list(self._limits.eos)] = -np.inf
@@ -226,18 +245,6 @@ def assign_rows(parents: Sequence[int]) -> list[int]:
     stays = {parents[beam]: beam for beam in reversed(beams) if parents[beam] < len(parents)}
     free = iter([row for row in beams if row not in stays])
     return [p if stays.get(p) == beam else next(free) for beam, p in enumerate(parents)]
-
-
-def search(
-    engine: Engine, sequence: decoding.Sequence, beams: BeamParameters, chunk: int
-) -> list[Hypothesis]:
-    """Search from a sequence's prompt to the end, in the first slots; returns the best first."""
-    prompt_ids, sampling, limits = sequence.prompt_ids, sequence.sampling, sequence.limits
-    engine.cache.adapter_ids[: beams.num_beams] = sequence.adapter
-    running = BeamSearch(engine, prompt_ids, beams, sampling, limits, chunk=chunk)
-    while not running.finished:
-        running.advance()
-    return running.hypotheses
 
 
 def check_search(

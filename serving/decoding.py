@@ -114,6 +114,7 @@ class Sequence:
         self.speculation = speculation
         self.matcher = matcher
         self.adapter = adapter
+        self.vocabulary = vocabulary
         self._most = most if limits.slides else min(room, most)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
         self._ids[: len(prompt_ids)] = prompt_ids

@@ -36,6 +36,11 @@ class TokenChooser(Protocol):
     the tokens that it begins with were read here.
     """
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a step of others took the place of what the next one reads: start anew then."""
+        ...
+
     def takes(
         self, sampling: SamplingParameters, min_new_tokens: int, is_constrained: bool
     ) -> bool:

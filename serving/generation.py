@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 import numpy as np
 
 from serving import decoding, embedding, scoring
-from serving.beam_search import BeamParameters, EarlyStopping, check_search, search
+from serving.beam_search import BeamParameters, EarlyStopping, Found, check_search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
 from serving.context_overflow import ContextOverflow, keep_beginning
 from serving.decoding import Failure, Token
-from serving.detokenizer import Vocabulary
 from serving.draft_length import StepCosts
 from serving.draft_model import DraftModel
 from serving.embedding import Embedded, EmbeddedPrompt, Embeddings, Pooling
@@ -81,7 +80,6 @@ class Model(Closing):
             adapters=self.adapters,
         )
         self._chunk = prefill_chunk
-        self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
         self._step_costs = StepCosts()
         has_rows = self.slots < engine.cache.slots
         self.prefixes = PrefixCache(engine.cache, self.slots) if has_rows else None
@@ -151,8 +149,10 @@ class Model(Closing):
         sequences = [self.sequence(prompt, at, **options) for at, prompt in enumerate(batch)]
         if num_beams > 1:
             check_search(self.slots, beams, sequences[0], stream=stream)
-            found = self._search(sequences, beams)
-            best = [group[0] for group in found] if num_return_sequences is None else found
+            outcomes = self._run(sequences, beams)
+            found = {each.index: each.generations for each in outcomes if isinstance(each, Found)}
+            groups = [found[sequence.index] for sequence in sequences]
+            best = [group[0] for group in groups] if num_return_sequences is None else groups
             return best[0] if is_single else best
         results = [
             Generation(
@@ -327,36 +327,17 @@ class Model(Closing):
         if self.draft is not None:
             self.draft.close()
 
-    def _run(self, sequences: Sequence[decoding.Sequence]) -> Iterator[Token | Embedded]:
+    def _run(
+        self, sequences: Sequence[decoding.Sequence], beams: BeamParameters | None = None
+    ) -> Iterator[Token | Embedded | Found]:
         with self._exclusive():
             scheduler = self.scheduler(fills_slots_first=True)
             for sequence in sequences:
-                scheduler.submit(Job(sequence))
+                scheduler.submit(Job(sequence, beams=beams))
             for event in scheduler.run():
                 if isinstance(event, Failure):
                     raise event.error
                 yield event
-
-    def _search(
-        self, sequences: list[decoding.Sequence], beams: BeamParameters
-    ) -> list[list[Generation]]:
-        """Search from one prompt after the other; each gives its best sequences, best first."""
-        with self._exclusive():
-            return [
-                [
-                    Generation(
-                        token_ids=hypothesis.token_ids,
-                        text=self._vocabulary.decode(hypothesis.token_ids)
-                        if self._vocabulary
-                        else "",
-                        finish_reason=hypothesis.finish_reason,
-                        prompt_tokens=len(sequence.prompt_ids),
-                        score=hypothesis.score,
-                    )
-                    for hypothesis in search(self.engine, sequence, beams, self._chunk)
-                ]
-                for sequence in sequences
-            ]
 
     @contextmanager
     def _first_slot(self, adapter: str | None) -> Iterator[None]:

@@ -22,7 +22,7 @@ class Pacing:
 
     def __init__(self, chunk: int, slots: int, target: float | None = None) -> None:
         self._chunk = chunk
-        self._slots = slots
+        self.slots = slots
         self._target = target
         self._allowed = float(slots)
         self._decode_seconds = 0.0
@@ -54,7 +54,7 @@ class Pacing:
         if seconds > self._target:
             self._allowed = max(1.0, min(self._allowed, streams) - 1)
         elif streams >= self.streams:
-            self._allowed = min(float(self._slots), self._allowed + 1 / PATIENCE)
+            self._allowed = min(float(self.slots), self._allowed + 1 / PATIENCE)
 
 
 def _follow(known: float, measured: float) -> float:

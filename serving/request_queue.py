@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from serving.beam_search import BeamParameters
 from serving.decoding import Sequence
 from serving.errors import UserError
 
@@ -18,13 +19,15 @@ class Job:
     """A sequence on its way through the scheduler.
 
     Jobs of a higher ``priority`` go first; of equal ones each ``client`` has its turn. After
-    ``deadline`` (in the scheduler's clock, seconds) the job is given up.
+    ``deadline`` (in the scheduler's clock, seconds) the job is given up. With ``beams`` it is a
+    search from the sequence's prompt.
     """
 
     sequence: Sequence
     priority: int = 0
     client: str = ""
     deadline: float = inf
+    beams: BeamParameters | None = None
 
 
 @dataclass(slots=True)
@@ -54,16 +57,19 @@ class RequestQueue:
         self._jobs_of(job).appendleft(job)
         self._levels[job.priority].move_to_end(job.client, last=False)
 
-    def pop(self) -> Job:
-        """Take the job whose turn it is; raises IndexError if none waits."""
+    def peek(self) -> Job:
+        """The job whose turn it is; raises IndexError if none waits."""
         if not self._levels:
             raise IndexError("no job is waiting")
-        priority = max(self._levels)
-        level = self._levels[priority]
-        client, jobs = next(iter(level.items()))
-        job = jobs.popleft()
-        level.move_to_end(client)
-        self._drop_empty(priority, client)
+        return next(iter(self._levels[max(self._levels)].values()))[0]
+
+    def pop(self) -> Job:
+        """Take the job whose turn it is; raises IndexError if none waits."""
+        job = self.peek()
+        level = self._levels[job.priority]
+        level[job.client].popleft()
+        level.move_to_end(job.client)
+        self._drop_empty(job.priority, job.client)
         return job
 
     def take(self, index: int) -> Job | None:

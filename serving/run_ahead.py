@@ -8,8 +8,9 @@ from serving.sampling import choice_seed, no_number
 class RunAhead:
     """Decodes with one step more on the device than the host has seen.
 
-    That step is for nothing where a sequence ends or another joins: the next one begins anew, and
-    noise depends on a sequence's seed and place alone, so tokens are the same.
+    That step is for nothing where a sequence ends, another joins or others' steps come between:
+    the next one begins anew, and noise depends on a sequence's seed and place alone, so tokens are
+    the same.
     """
 
     def __init__(self, chooser: TokenChooser) -> None:
@@ -29,7 +30,7 @@ class RunAhead:
 
     def advance(self, engine: Engine, active: list[Sequence]) -> list[Event]:  # noqa: ARG002
         """Add a token to each active sequence; they hold the first slots. See decoding.Decoder."""
-        if active != self._ahead:
+        if active != self._ahead or self._chooser.is_interrupted:
             self._start(active)
             self._chooser.enqueue()
         # The step ahead writes one position more, and nobody wants what comes after a last token.

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
+from serving.beam_search import BeamSearch, Found, check_search
 from serving.decoding import Decoder, Event, Failure, Sequence, Token, extend
 from serving.embedding import Embedded, EmbeddedPrompt, require_embeddings
 from serving.engine import Engine, FloatArray
@@ -25,7 +27,9 @@ class DeadlineError(UserError):
     """A request took longer than it was given."""
 
 
-Outcome = Event | Embedded
+Outcome = Event | Embedded | Found
+
+StepKind = Literal["chunk", "decode", "search"]
 
 
 @dataclass(slots=True)
@@ -41,12 +45,24 @@ class Prefill:
     reused: int
 
 
+@dataclass(slots=True)
+class Search:
+    """A beam search that is under way."""
+
+    job: Job
+    beams: BeamSearch
+
+
 class Scheduler:
     """Runs sequences over an engine's slots; ``step`` does a little of everything.
 
     Decoding sequences hold the first slots and advance together. One sequence at a time is
     prefilled, in the slot behind them, a chunk between two decode steps: so a stream waits for one
     chunk at most. When a sequence ends, the last one moves into its slot.
+
+    One beam search at a time holds the last slots. It waits for them until so many streams have
+    ended, and nothing overtakes it meanwhile. Then its steps, chunks of others' prompts and decode
+    steps take turns.
 
     With ``fills_slots_first`` nothing is decoded while there is a prompt that has a slot.
 
@@ -73,15 +89,21 @@ class Scheduler:
         self.waiting = RequestQueue() if queue is None else queue
         self.active: list[Job] = []
         self.prefill: Prefill | None = None
-        self._has_run_chunk = False  # since the last decode step
+        self.search: Search | None = None
+        self._turns: list[StepKind] = ["chunk", "decode", "search"]
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.active or self.prefill or len(self.waiting))
+        return not (self.active or self.prefill or self.search or len(self.waiting))
 
     def submit(self, job: Job) -> None:
-        """Let a sequence wait for its turn; raises QueueFullError."""
+        """Let a sequence wait for its turn.
+
+        Raises QueueFullError, and UserError for a search that isn't possible.
+        """
+        if job.beams is not None:
+            check_search(self._pacing.slots, job.beams, job.sequence)
         self.waiting.push(job)
 
     def cancel(self, index: int) -> bool:
@@ -99,11 +121,11 @@ class Scheduler:
         jobs = [*self._begun(), *(self.waiting.pop() for _ in range(len(self.waiting)))]
         for job in jobs:
             self._decoder.forget(job.sequence)
-        self.active, self.prefill = [], None
+        self.active, self.prefill, self.search = [], None, None
         return [job.sequence.index for job in jobs]
 
     def step(self) -> list[Outcome]:
-        """Give up what is late, then run one chunk of a prompt or decode a step of all streams.
+        """Give up what is late, then do a chunk of a prompt, or a step of all streams or a search.
 
         They take turns, so that no token waits here for what comes after it.
 
@@ -111,13 +133,13 @@ class Scheduler:
         """
         events: list[Outcome] = list(self._give_up_late())
         self._admit()
-        decodes = self.active and not self._fills_slots_first and self._has_run_chunk
-        if self.prefill and not decodes:
+        kind = self._next_kind()
+        if kind == "chunk" and self.prefill:
             events += self._run_chunk(self.prefill)
-            self._has_run_chunk = True
-        elif self.active:
+        elif kind == "decode":
             events += self._decode()
-            self._has_run_chunk = False
+        elif kind == "search" and self.search:
+            events += self._finish(self.search, self.search.beams.advance())
         return events
 
     def run(self) -> Iterator[Outcome]:
@@ -126,7 +148,7 @@ class Scheduler:
             yield from self.step()
 
     def _begun(self) -> list[Job]:
-        return [*self.active, *([self.prefill.job] if self.prefill else [])]
+        return [*self.active, *(other.job for other in (self.prefill, self.search) if other)]
 
     def _give_up_late(self) -> Iterator[Failure]:
         now = self._clock()
@@ -137,21 +159,40 @@ class Scheduler:
         for job in late:
             yield Failure(job.sequence.index, DeadlineError(TOO_LATE))
 
-    def _has_prompt(self) -> bool:
-        """Whether a prompt is being run, or could be."""
-        has_slot = len(self.active) < self._pacing.streams
-        return self.prefill is not None or (has_slot and len(self.waiting) > 0)
+    def _next_kind(self) -> StepKind | None:
+        """What there is to do and was done least recently."""
+        has_work = {"chunk": self.prefill, "decode": self.active, "search": self.search}
+        if self.prefill and self._fills_slots_first:
+            return "chunk"
+        for kind in self._turns:
+            if has_work[kind]:
+                self._turns.remove(kind)
+                self._turns.append(kind)
+                return kind
+        return None
 
     def _admit(self) -> None:
-        """Begin the next sequence if there is a slot for it."""
-        if self.prefill or not self._has_prompt():
+        """Begin the next sequence if there is a slot for it; none overtakes it."""
+        if self.prefill or not len(self.waiting):
             return
-        job, slot, done = self.waiting.pop(), len(self.active), 0
+        slot = self._free_slot(self.waiting.peek())
+        if slot is None:
+            return
+        job, done = self.waiting.pop(), 0
         sequence = job.sequence
         if self._prefixes is not None and not isinstance(sequence, EmbeddedPrompt):
             done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
         self._engine.cache.adapter_ids[slot] = sequence.adapter
         self.prefill = Prefill(job, slot, done, reused=done)
+
+    def _free_slot(self, job: Job) -> int | None:
+        """The slot for a prompt: behind the streams, or the first one of the last for a search."""
+        slots = self._pacing.slots
+        free = slots - len(self.active) - (self.search.beams.num_beams if self.search else 0)
+        if job.beams is not None:
+            fits = self.search is None and job.beams.num_beams <= free
+            return slots - job.beams.num_beams if fits else None
+        return len(self.active) if free and len(self.active) < self._pacing.streams else None
 
     def _running(self) -> Iterator[CachedRow]:
         for slot, job in enumerate(self.active):
@@ -176,6 +217,10 @@ class Scheduler:
         if isinstance(sequence, EmbeddedPrompt):
             self._drop(prefill.job)
             yield sequence.embedded()
+        elif prefill.job.beams is not None:
+            beams = BeamSearch(self._engine, sequence, prefill.job.beams, prefill.slot)
+            self.prefill, self.search = None, Search(prefill.job, beams)
+            yield from self._finish(self.search, beams.begin(logits))
         else:
             yield self._start_decoding(prefill, logits)
 
@@ -191,6 +236,13 @@ class Scheduler:
             event = replace(event, reused=prefill.reused)
         self._release()
         return event
+
+    def _finish(self, search: Search, end: Found | Failure | None) -> list[Outcome]:
+        """Take out a search that has come to an end."""
+        if end is None:
+            return []
+        self._drop(search.job)
+        return [end]
 
     def _decode(self) -> list[Event]:
         begin = self._clock()
@@ -209,8 +261,11 @@ class Scheduler:
             self.waiting.push_front(job)
 
     def _drop(self, job: Job) -> None:
-        """Take a sequence out of its slot, into which the last one moves."""
+        """Take a sequence out of its slot, into which the last one moves; or a search."""
         self._decoder.forget(job.sequence)
+        if self.search and self.search.job is job:
+            self.search = None
+            return
         if self.prefill and self.prefill.job is job:
             self._keep(self.prefill.slot, job.sequence, self.prefill.done)
             self.prefill = None

@@ -38,6 +38,7 @@ class DecodeLoop(Closing):
         self._sampler = sampler
         self._stream = stream
         self._rows = 0
+        self._began = 0  # when the staging had been written so often
         self._tokens = [
             memory.pinned(sampler.rows * INT64_BYTES).view(np.int64) for _ in range(UNREAD)
         ]
@@ -50,6 +51,11 @@ class DecodeLoop(Closing):
             self._events = opened.pop_all()
         self._free = deque(range(UNREAD))
         self._unread: deque[int] = deque()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """See TokenChooser."""
+        return self._staging.puts != self._began
 
     def takes(
         self, sampling: SamplingParameters, min_new_tokens: int, is_constrained: bool
@@ -68,6 +74,7 @@ class DecodeLoop(Closing):
         last_ids = np.array([[row.last_id] for row in rows])
         past_lengths = np.array([row.past_length for row in rows])
         self._staging.put(last_ids, past_lengths, np.zeros_like(last_ids), self._stream)
+        self._began = self._staging.puts
         parameters = device_rows(
             [row.sampling for row in rows],
             [row.seed for row in rows],

@@ -30,6 +30,7 @@ class Staging:
         logits_bytes = rows * positions * vocab_size * STORAGE[dtype].itemsize
         self.inputs = memory.zeros(self.layout.nbytes)
         self.logits = memory.zeros(logits_bytes)
+        self.puts = 0  # how often inputs were written
         self._host_inputs = memory.pinned(self.layout.nbytes)
         self._host_logits = memory.pinned(logits_bytes).view(STORAGE[dtype])
 
@@ -40,6 +41,7 @@ class Staging:
 
         The copy of the step before must be over.
         """
+        self.puts += 1
         for offset, array in (
             (self.layout.input_ids, input_ids),
             (self.layout.past_lengths, past_lengths),

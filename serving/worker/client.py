@@ -8,10 +8,12 @@ from contextlib import aclosing
 from itertools import count
 from multiprocessing.process import BaseProcess
 
+from serving.beam_search import Found
 from serving.decoding import Failure, Token
 from serving.embedding import Embedded
 from serving.engine import FloatArray
 from serving.errors import EngineError, UserError
+from serving.result import Generation
 from serving.scheduler import TOO_LATE, DeadlineError, Outcome
 from serving.worker.messages import (
     Cancel,
@@ -98,6 +100,13 @@ class WorkerClient:
                 assert isinstance(outcome, Token)
                 yield outcome
 
+    async def search(self, request: Request) -> list[Generation]:
+        """Return what a request with beams finds, best first; raises as ``generate`` does."""
+        async with aclosing(self._outcomes(request)) as outcomes:
+            outcome = await anext(outcomes)
+        assert isinstance(outcome, Found)
+        return outcome.generations
+
     async def embed(self, request: EmbedRequest) -> FloatArray:
         """Return the vector float32 [hidden] of a prompt; raises as ``generate`` does."""
         async with aclosing(self._outcomes(request)) as outcomes:
@@ -105,7 +114,9 @@ class WorkerClient:
         assert isinstance(outcome, Embedded)
         return outcome.vector
 
-    async def _outcomes(self, request: Request | EmbedRequest) -> AsyncGenerator[Token | Embedded]:
+    async def _outcomes(
+        self, request: Request | EmbedRequest
+    ) -> AsyncGenerator[Token | Embedded | Found]:
         if self.opened is None:
             raise WorkerLostError("The engine is being started again: try again in some seconds.")
         index = next(self._indices)

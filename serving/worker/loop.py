@@ -8,7 +8,7 @@ from serving.errors import EngineError, UserError
 from serving.generation import Model
 from serving.request_queue import Job
 from serving.scheduler import Outcome, Scheduler
-from serving.worker.messages import Cancel, EmbedRequest, Load, Progress, Submit
+from serving.worker.messages import Cancel, EmbedRequest, Load, Progress, Request, Submit
 
 
 class Channel(Protocol):
@@ -78,6 +78,8 @@ class EngineLoop:
         else:
             sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)
         job = Job(sequence, request.priority, request.client)
+        if isinstance(request, Request):
+            job.beams = request.beams
         if request.seconds is not None:
             job.deadline = perf_counter() + request.seconds
         return job
@@ -92,7 +94,7 @@ class EngineLoop:
         return Load(
             waiting=len(scheduler.waiting),
             prefilling=int(scheduler.prefill is not None),
-            decoding=len(scheduler.active),
+            decoding=len(scheduler.active) + (scheduler.search is not None),
             prompt_tokens=statistics.looked_up if statistics else 0,
             reused_tokens=statistics.reused if statistics else 0,
         )

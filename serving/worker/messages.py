@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.beam_search import BeamParameters
 from serving.context_overflow import ContextOverflow
 from serving.embedding import Pooling
 from serving.engine import IntArray
@@ -31,7 +32,7 @@ class WorkerOptions:
 class Request:
     """A prompt to go on with; ``seconds`` from now it is given up (None: never).
 
-    For ``priority`` and ``client`` see request_queue.Job.
+    For ``priority``, ``client`` and ``beams`` see request_queue.Job.
     """
 
     prompt_ids: IntArray
@@ -39,6 +40,7 @@ class Request:
     priority: int = 0
     client: str = ""
     seconds: float | None = None
+    beams: BeamParameters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a worker has to do: sequences that wait, run their prompt, and decode.
+    """What a worker has to do: sequences that wait, run their prompt, and decode or search.
 
     Of ``prompt_tokens`` since it was opened, ``reused_tokens`` were copied from earlier prompts.
     """

@@ -15,7 +15,7 @@ import serving
 from serving import Generation, Model, UserError
 from serving.beam_search import BeamParameters, BeamSearch, assign_rows
 from serving.bundle import SpecialTokens
-from serving.decoding import Limits, prefill
+from serving.decoding import Limits, Sequence, prefill
 from serving.engine import FloatArray, IntArray
 from serving.sampling import SamplingParameters, log_softmax
 from tests.exports import export_bundle, once
@@ -144,16 +144,19 @@ def test_results_are_lists_only_where_several_are_asked_for(
     assert model.generate("x = ", max_new_tokens=8).score is None
 
 
-def limits(new: int, eos: tuple[int, ...] = (), capacity: int = 100) -> Limits:
-    return Limits(capacity, new, min_new_tokens=0, eos=eos, stop=())
-
-
 def begin(
-    engine: CountingEngine, ids: list[int], beams: BeamParameters, new: int, **options: Any
+    engine: CountingEngine,
+    ids: list[int],
+    beams: BeamParameters,
+    new: int,
+    eos: tuple[int, ...] = (),
+    first_slot: int = 0,
 ) -> BeamSearch:
-    eos = options.pop("eos", ())
-    prompt = np.array(ids)
-    return BeamSearch(engine, prompt, beams, SamplingParameters(), limits(new, eos), **options)
+    limits = Limits(100, new, min_new_tokens=0, eos=eos, stop=())
+    sequence = Sequence(0, np.array(ids), SamplingParameters(), limits, None)
+    running = BeamSearch(engine, sequence, beams, first_slot)
+    running.begin(prefill(engine, sequence.prompt_ids, first_slot, CHUNK))
+    return running
 
 
 def true_score(ids: list[int], generated: list[int]) -> float:
@@ -174,7 +177,7 @@ def test_every_row_holds_its_own_beam_and_no_other_slot_is_touched(
     engine.keys[:] = -1
     for ids in ([5, 9, 1, 30, 2, 2, 7], [3]):
         parameters = BeamParameters(beams, num_return_sequences=beams)
-        running = begin(engine, ids, parameters, 25, eos=(7, 40), first_slot=first_slot, chunk=3)
+        running = begin(engine, ids, parameters, 25, (7, 40), first_slot)
         while not running.finished:
             running.advance()
         found = running.hypotheses
@@ -191,18 +194,16 @@ def test_one_advance_is_one_step_so_that_others_can_run_between() -> None:
     engine = CountingEngine(slots=5)
     other = [1, 2, 3]
     prefill(engine, np.array(other), slot=0, chunk=8)
-    running = begin(engine, list(range(1, 11)), BeamParameters(4), 12, first_slot=1, chunk=4)
+    running = begin(engine, list(range(1, 11)), BeamParameters(4), 12, first_slot=1)
     engine.steps.clear()
     while not running.finished:
-        assert running.is_prefilled == (len(engine.steps) >= 6)
         running.advance()
         last = continuation(other, 1)
         ids = np.array([last])
         logits = engine.step(ids, np.array([len(other)]), np.zeros_like(ids))
         other += last
         assert logits[0, 0].argmax() == continuation(other, 1)[0]
-    prompt, steps = [(1, 1, 4), (1, 1, 4), (1, 1, 2)], [(1, 4, 1)] * 11
-    assert engine.steps[::2] == prompt + steps
+    assert engine.steps[::2] == [(1, 4, 1)] * 11
 
 
 def test_only_what_differs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,6 @@ def test_only_what_differs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.cache, "move", record)
     ids = list(range(1, 31))
     running = begin(engine, ids, BeamParameters(4), 20)
-    running.advance()
     assert moves == [(0, 1, 30, 0), (0, 2, 30, 0), (0, 3, 30, 0)]
     while not running.finished:
         running.advance()

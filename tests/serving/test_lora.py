@@ -170,7 +170,7 @@ def models(
     checkpoint: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Model, Model]]:
-    """One with a slot and one with several, which keeps prefixes; both have two adapters."""
+    """One that keeps nothing and one that keeps prefixes; both have two adapters."""
     directory = tmp_path_factory.mktemp("mixed")
     graph = traced_graph("qwen2")
     optimize(graph, MODULES["qwen2"])
@@ -180,7 +180,7 @@ def models(
         name: write_adapter(directory / name, here.weights(rank=rank, seed=rank, size=0.6))
         for name, rank in (("a", 4), ("b", 2))
     }
-    with here.model(paths, slots=1) as alone, here.model(paths, slots=3, rows=5) as keeping:
+    with here.model(paths, slots=3) as alone, here.model(paths, slots=3, rows=5) as keeping:
         texts = [
             alone.generate(prompts()[0], max_new_tokens=20, adapter=name).token_ids
             for name in (None, "a", "b")
@@ -190,15 +190,13 @@ def models(
 
 
 @settings(max_examples=30, deadline=None)
-@given(plan=arrivals(VOCABULARY, [None, "prompt-lookup"], (None, "a", "b")))
+@given(plan=arrivals(VOCABULARY, [None, "prompt-lookup"], (None, "a", "b"), searches=True))
 def test_mixed_adapters_give_each_request_what_it_gets_alone(
     models: tuple[Model, Model], plan: list[Arrival]
 ) -> None:
     alone, keeping = models
     for index, result in serve(keeping, keeping.scheduler(), plan).items():
-        expected = alone.generate(
-            plan[index].prompt, max_new_tokens=plan[index].new_tokens, adapter=plan[index].adapter
-        )
+        expected = alone.generate(plan[index].prompt, **plan[index].options(slots=3))
         assert result.token_ids == expected.token_ids
 
 

@@ -55,7 +55,7 @@ def tokens_of(scheduler: Scheduler) -> dict[int, list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    plan=arrivals(VOCAB, [None, "prompt-lookup", "draft"]),
+    plan=arrivals(VOCAB, [None, "prompt-lookup", "draft"], searches=True),
     slots=st.integers(1, 4),
     prefix_rows=st.integers(0, 3),
     chunk=st.sampled_from([1, 5, 64]),
@@ -69,6 +69,10 @@ def test_every_request_gets_what_it_would_get_alone(
     for index, result in serve(model, scheduler, plan).items():
         arrival = plan[index]
         expected = continuation(arrival.prompt, arrival.new_tokens, repetitive_token)
+        if result.score is not None:
+            alone = make_model(slots).generate(arrival.prompt, **arrival.options(slots))
+            assert alone.score == result.score
+            expected = alone.token_ids
         assert result.token_ids == expected
         assert result.finish_reason == "length"
 
@@ -78,7 +82,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
     bundle = make_bundle(tmp_path_factory.mktemp("scheduler") / "bundle")
     options: dict[str, Any] = {"capacity": 128, "verify": False, "threads": 1}
     with (
-        serving.load(bundle, slots=1, **options) as alone,
+        serving.load(bundle, slots=3, **options) as alone,
         serving.load(bundle, slots=3, prefill_chunk=3, **options) as plain,
         serving.load(bundle, slots=3, prefix_rows=2, **options) as keeping,
     ):
@@ -87,17 +91,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
 
 @settings(max_examples=100, deadline=None)
 @given(
-    plan=arrivals(TINY_VOCAB, [None, "prompt-lookup"]), name=st.sampled_from(["plain", "keeping"])
+    plan=arrivals(TINY_VOCAB, [None, "prompt-lookup"], searches=True),
+    name=st.sampled_from(["plain", "keeping"]),
 )
 def test_so_does_every_request_to_onnx_runtime(
     models: dict[str, Model], plan: list[Arrival], name: str
 ) -> None:
     model = models[name]
     for index, result in serve(model, model.scheduler(), plan).items():
-        expected = models["alone"].generate(
-            plan[index].prompt, max_new_tokens=plan[index].new_tokens, ignore_eos=True
-        )
+        expected = models["alone"].generate(plan[index].prompt, **plan[index].options(slots=3))
         assert (result.token_ids, result.text) == (expected.token_ids, expected.text)
+        assert (result.score is None) == (expected.score is None)
 
 
 def test_streams_wait_for_one_chunk_at_most() -> None:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from scripts.gpu import contestants
+from serving.beam_search import BeamParameters
 from serving.bundle import SpecialTokens
+from serving.decoding import Token
 from serving.errors import EngineError, UserError
 from serving.generation import Model
 from serving.onnxruntime import OnnxRuntimeEngine
+from serving.request_queue import Job
 from serving.result import Generation
 from serving.sampling import SamplingParameters, choice_seed
 from serving.tensorrt.sampling.parameters import device_rows
@@ -161,6 +164,25 @@ def test_a_stream_that_is_left_disturbs_nothing(tmp_path: Path, gpu: Gpu) -> Non
             next(stream)
         stream.close()  # type: ignore[attr-defined]
         assert generate(model, PROMPTS) == expected
+
+
+@pytest.mark.parametrize("beams", [None, 2])
+def test_others_steps_between_those_of_a_stream_disturb_nothing(
+    tmp_path: Path, gpu: Gpu, beams: int | None
+) -> None:
+    """A prompt of one token and the steps of a search take the place of a stream's inputs."""
+    del gpu
+    with model_of(open_engine(tmp_path)) as model:
+        expected = generate(model, [PROMPTS[1]], max_new_tokens=12)[0].token_ids
+        scheduler = model.scheduler()
+        scheduler.submit(Job(model.sequence(PROMPTS[1], 0, max_new_tokens=12)))
+        events = [event for _ in range(4) for event in scheduler.step()]
+        job = Job(model.sequence([3], 1, max_new_tokens=6 if beams else 1))
+        job.beams = BeamParameters(beams) if beams else None
+        scheduler.submit(job)
+        events += scheduler.run()
+        tokens = [e.token_id for e in events if isinstance(e, Token) and e.index == 0]
+        assert tokens == expected
 
 
 def test_nan_is_the_error_that_the_host_gives(tmp_path: Path, gpu: Gpu) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import serving
 from serving import UserError
+from serving.beam_search import BeamParameters
 from serving.scheduler import DeadlineError
 from serving.worker.client import WorkerClient, WorkerLostError
 from serving.worker.messages import Request, WorkerOptions
@@ -27,12 +28,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_worker(
-    bundle: Path, use: Callable[[WorkerClient], Awaitable[None]], **changes: Any
+    bundle: Path, use: Callable[[WorkerClient], Awaitable[None]], slots: int = 2, **changes: Any
 ) -> None:
-    """Run ``use`` on a worker of two slots, within a minute."""
+    """Run ``use`` on a worker, of two slots if not more, within a minute."""
 
     async def run() -> None:
-        options = {"slots": 2, "capacity": 512, "prefix_rows": 2, "threads": 1}
+        options = {"slots": slots, "capacity": 512, "prefix_rows": 2, "threads": 1}
         client = WorkerClient(WorkerOptions(bundle, options, queue_limit=8, **changes))
         await client.start()
         try:
@@ -69,6 +70,24 @@ def test_streams_together_get_what_each_would_get_alone(bundle: Path) -> None:
         assert client.in_flight == 0
 
     with_worker(bundle, use)
+
+
+def test_a_search_runs_beside_streams(bundle: Path) -> None:
+    wanted = request(3, 20, beams=BeamParameters(2, num_return_sequences=2))
+    with serving.load(bundle, capacity=512, slots=3) as model:
+        found = model.generate(
+            wanted.prompt_ids, num_beams=2, num_return_sequences=2, **wanted.options
+        )
+
+    async def use(client: WorkerClient) -> None:
+        stream = asyncio.create_task(tokens_of(client, request(1, 100)))
+        assert await client.search(wanted) == found
+        with pytest.raises(UserError, match="num_beams is 4, but there are 3 slots"):
+            await client.search(request(3, 20, beams=BeamParameters(4)))
+        assert len(await stream) == 100
+        await until(lambda: client.load.decoding == 0)
+
+    with_worker(bundle, use, slots=3)
 
 
 def test_leaving_a_stream_frees_its_slot(bundle: Path) -> None:
