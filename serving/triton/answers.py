@@ -48,7 +48,8 @@ class Answer:
         """
         for beam in found:
             beam.text = self._unsent.text + beam.text
-        penalty = self._request.beams.length_penalty
+        beams = self._request.beams
+        penalty = beams.length_penalty if beams else 1.0
         totals = [(beam.score or 0.0) * len(beam.token_ids) ** penalty for beam in found]
         outputs = self._outputs(found, totals)
         outputs["finish_reason"] = _strings([beam.finish_reason for beam in found])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
+from serving.beam_search import Found
 from serving.closing import Closing
 from serving.decoding import Failure, Token
 from serving.engine import IntArray
@@ -104,7 +105,8 @@ class InFlight(Closing):
         index = next(self._indices)
         with self._lock:
             self._running[index] = _Running(responder, answer, record)
-        engine.send(Submit(index, Request(prompt_ids, request.options, seconds=seconds)))
+        work = Request(prompt_ids, request.options, seconds=seconds, beams=request.beams)
+        engine.send(Submit(index, work))
         if self._engine is not engine and self._take(index):  # it failed meanwhile
             self._fail(responder, record, ENGINE_FAILED)
 
@@ -160,6 +162,8 @@ class InFlight(Closing):
         match outcome:
             case Token():
                 self._deliver_token(outcome)
+            case Found():
+                self._deliver_beams(outcome)
             case Failure():
                 if running := self._take(outcome.index):
                     self._fail(running.responder, running.record, str(outcome.error))
@@ -174,6 +178,12 @@ class InFlight(Closing):
             return
         running.responder.send(outputs, last=last)
         if last:
+            self._ended(running.record)
+
+    def _deliver_beams(self, found: Found) -> None:
+        if running := self._take(found.index):
+            running.record.new_tokens = sum(len(beam.token_ids) for beam in found.generations)
+            running.responder.send(running.answer.beams(found.generations), last=True)
             self._ended(running.record)
 
     def _fail(self, responder: Responder, record: Record, reason: str) -> None:

@@ -54,7 +54,7 @@ class TritonRequest:
 
     prompt: Prompt
     options: SequenceOptions
-    beams: BeamParameters
+    beams: BeamParameters | None = None
     streams: bool = False
     echoes: bool = False
     returns_log_probs: bool = False
@@ -70,14 +70,14 @@ def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
     values = _Values(tensors)
     beams = _beams(values)
     streams = values.flag("stream")
-    if streams and beams.num_beams > 1:
+    if streams and beams is not None:
         raise UserError(
             "stream and beam_width above 1 exclude each other, as the best beam is known at the "
             "end: leave one of them out."
         )
     return TritonRequest(
         prompt=_prompt(values),
-        options=_options(values),
+        options=_options(values, searches=beams is not None),
         beams=beams,
         streams=streams,
         echoes=not values.flag("exclude_input_in_output", default=True),
@@ -134,7 +134,7 @@ def _prompt(values: _Values) -> Prompt:
     return cast(Prompt, text or ids)
 
 
-def _options(values: _Values) -> SequenceOptions:
+def _options(values: _Values, *, searches: bool) -> SequenceOptions:
     options: dict[str, Any] = {}
     for tensor, option in _OPTIONS.items():
         if option in ("stop", "bad_words"):
@@ -146,23 +146,25 @@ def _options(values: _Values) -> SequenceOptions:
     most = options.get("max_new_tokens")
     if most is not None and most < 1:
         raise UserError(f"max_tokens is {most}, but must be at least 1: raise it.")
-    if any(name in options for name in _CHOOSING):
+    if searches and options.get("temperature") == 1.0:  # it changes nothing, and clients send it
+        del options["temperature"]
+    if not searches and any(name in options for name in _CHOOSING):
         options.setdefault("temperature", 1.0)
     if 0 < options.get("temperature", 0.0) < LEAST_TEMPERATURE:
         options["temperature"] = 0.0
-    if values.flag("return_log_probs"):
+    if values.flag("return_log_probs") and not searches:
         options["logprobs"] = 0
     if (constraint := _constraint(values)) is not None:
         options["constraint"] = constraint
     return cast(SequenceOptions, options)
 
 
-def _beams(values: _Values) -> BeamParameters:
+def _beams(values: _Values) -> BeamParameters | None:
     width, penalty = values.get("beam_width"), values.get("length_penalty")
     if width is not None and width < 1:
         raise UserError(f"beam_width is {width}, but must be at least 1: raise it.")
     if width is None or width == 1:
-        return BeamParameters()  # clients send a length_penalty without beams, too
+        return None  # whatever length_penalty says: clients send one without beams, too
     return BeamParameters(width, 1.0 if penalty is None else penalty, num_return_sequences=width)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.exports import export_bundle, once
 from tests.serving.http.running import Running, running
 from tests.serving.tiny_bundle import make_bundle
 
@@ -20,14 +19,6 @@ def tiny(tiny_bundle: Path) -> Iterator[Running]:
     """Two slots, a queue of eight, a context of 1,024 tokens; its tokens are letters."""
     with running({"tiny": tiny_bundle}) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def trained_bundle(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def make(path: Path) -> None:
-        export_bundle(trained_checkpoint, path)
-
-    return once(tmp_path_factory, "trained/float32", make)
 
 
 @pytest.fixture(scope="session")

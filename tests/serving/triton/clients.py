@@ -73,13 +73,16 @@ class Connection:
         self._requests = 0
         client.start_stream(lambda result, error: self._arrivals.put((result, error)))
 
-    def send(self, model: str, version: str = "", **values: Any) -> None:
-        """Begin a request; the requests are numbered from 0 on."""
+    def send(
+        self, model: str, version: str = "", timeout: int | None = None, **values: Any
+    ) -> None:
+        """Begin a request, numbered from 0 on, with a ``timeout`` in microseconds."""
         self._client.async_stream_infer(
             model,
             infer_inputs(**values),
             model_version=version,
             request_id=str(self._requests),
+            timeout=timeout,
             enable_empty_final_response=True,
         )
         self._requests += 1
