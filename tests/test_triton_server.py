@@ -55,7 +55,7 @@ class TritonPythonModel:
 BROKEN = """
 class TritonPythonModel:
     def initialize(self, args):
-        raise ValueError("there is nothing to load")
+        raise ValueError("there is nothing\\nto load")
 """
 SLOW = """
 import os, time
@@ -177,6 +177,7 @@ def test_printed_commands_work_and_sigterm_ends_it(repository: Path) -> None:
 
 def test_a_killed_server_leaves_nothing(repository: Path) -> None:
     with started(repository) as server:
+        server.processes[1].suspend()  # else it may notice that the server is gone
         server.processes[0].kill()
         assert server.process.wait(20) == 128 + signal.SIGKILL
         server.assert_gone()
@@ -197,6 +198,7 @@ def test_a_signal_while_it_starts(repository: Path, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         model = psutil.Process(int(started.read_text()))
+        model.suspend()  # else it may notice that the server is gone
         process.terminate()
         assert process.wait(20) == 128 + signal.SIGTERM
         model.wait(20)
