@@ -81,13 +81,19 @@ class _Responder:
         self._names = frozenset(request.requested_output_names())
         # An error in a gRPC stream of several requests tells its own in no other way.
         self._prefix = f"[request id: {request.request_id()}] " if request.request_id() else ""
+        self._has_ended = False
+        self._ending = threading.Lock()
 
     def send(self, outputs: Mapping[str, "Array"], *, last: bool) -> None:
         """Send the outputs that the client asked for."""
         tensors = [
             pb_utils.Tensor(name, array) for name, array in outputs.items() if name in self._names
         ]
-        self._send(pb_utils.InferenceResponse(output_tensors=tensors), last=last)
+        response = pb_utils.InferenceResponse(output_tensors=tensors)
+        if last:
+            self._send_last(response)
+        else:
+            self._sender.send(response)
 
     def fail(self, reason: str) -> None:
         """End with an error of this request alone."""
@@ -99,15 +105,18 @@ class _Responder:
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away or cancelled; asks Triton's process."""
-        return bool(self._sender.is_cancelled())
+        with self._ending:
+            return not self._has_ended and bool(self._sender.is_cancelled())
 
     def _end(self, reason: str, code: Any) -> None:
         error = pb_utils.TritonError(self._prefix + reason, code)
-        self._send(pb_utils.InferenceResponse(error=error), last=True)
+        self._send_last(pb_utils.InferenceResponse(error=error))
 
-    def _send(self, response: Any, *, last: bool) -> None:
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
-        self._sender.send(response, flags=flags)
+    def _send_last(self, response: Any) -> None:
+        # Asking whether a request that has ended is cancelled crashes Triton (seen with 24.10).
+        with self._ending:
+            self._has_ended = True
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _settings(config: Mapping[str, Any]) -> "Settings":

@@ -1,6 +1,5 @@
 """Decoupled streams over gRPC from a real Triton server."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from tests.serving.triton.conftest import ENDLESS, Triton
 
 pytestmark = pytest.mark.xdist_group("triton")
 
-TEXT = " héllo  wörld 😀👨‍👩‍👧 你好 \n end "
+SEED = np.array([[5]], np.uint64)
+TEXT = "  héllo  wörld 😀👨‍👩‍👧 你好 \n end "
 
 
 def until(holds: Callable[[], bool], seconds: float = 30) -> None:
@@ -27,17 +27,18 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", ["trained", "fallback"])
+# A decoder as Llama 2's strips one space at the very beginning of whatever it decodes.
+@pytest.mark.parametrize(("kind", "written"), [("trained", TEXT), ("fallback", TEXT[1:])])
 def test_no_character_is_broken_or_lost(
-    triton: Triton, kind: str, request: pytest.FixtureRequest
+    triton: Triton, kind: str, written: str, request: pytest.FixtureRequest
 ) -> None:
     name = request.getfixturevalue(kind)
     bundle = request.getfixturevalue(f"{kind}_bundle")
     with connection(triton.grpc) as stream:
-        for options in (guided(TEXT), {"text_input": "# ", "max_tokens": 60, "seed": 5}):
+        for options in (guided(TEXT), {"text_input": "# ", "max_tokens": 60, "seed": SEED}):
             stream.send(name, stream=True, **({"temperature": 2.0} | options))
         constrained, drawn = stream.collect()
-    assert constrained.text == TEXT
+    assert constrained.text == written
     assert len(constrained.texts) > 5
     assert all("\ufffd" not in part for part in constrained.texts)
     with serving.load(bundle, threads=1, capacity=256) as model:
@@ -134,15 +135,14 @@ def test_a_request_is_given_up_when_its_time_is_over(triton: Triton, endless: st
     assert "wasn't finished in its time" in str(given_up.error)
 
 
-def test_unloading_ends_what_runs(triton: Triton, endless: str) -> None:
+def test_unloading_lets_end_what_runs(triton: Triton, endless: str) -> None:
     with connection(triton.grpc) as stream:
-        stream.send(endless, text_input="hello", max_tokens=ENDLESS, stream=True)
+        stream.send(endless, text_input="hello", max_tokens=3000, stream=True)
         assert stream.next_text()
-        unloading = threading.Thread(target=triton.unload, args=[endless])
-        unloading.start()
+        triton.unload(endless)
         try:
+            assert "error" in triton.generate(endless, text_input="hello", max_tokens=1)
             (ended,) = stream.collect()
         finally:
-            unloading.join()
             triton.load(endless).raise_for_status()
-    assert ended.error
+    assert (ended.finish_reason, ended.error) == ("length", None)
