@@ -11,6 +11,7 @@ from serving import decoding, embedding, scoring
 from serving.beam_search import BeamParameters, EarlyStopping, Found, check_search
 from serving.bundle import SpecialTokens
 from serving.closing import Closing
+from serving.constraints import Constraint, Matcher
 from serving.context_overflow import ContextOverflow, keep_beginning
 from serving.decoding import Failure, Token
 from serving.draft_length import StepCosts
@@ -173,6 +174,10 @@ class Model(Closing):
     ) -> decoding.Sequence:
         """Return a sequence, ready for a scheduler; see SequenceBuilder.build."""
         return self._sequences.build(prompt, index, **options)
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Compile a constraint for request_queue.Job; see SequenceBuilder.matcher."""
+        return self._sequences.matcher(constraint)
 
     def scheduler(
         self,

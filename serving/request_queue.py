@@ -2,10 +2,12 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
 
 from serving.beam_search import BeamParameters
+from serving.constraints import Matcher
 from serving.decoding import Sequence
 from serving.errors import UserError
 
@@ -20,7 +22,8 @@ class Job:
 
     Jobs of a higher ``priority`` go first; of equal ones each ``client`` has its turn. After
     ``deadline`` (in the scheduler's clock, seconds) the job is given up. With ``beams`` it is a
-    search from the sequence's prompt.
+    search from the sequence's prompt. A ``matcher`` that is still being made constrains the
+    sequence, which waits for it.
     """
 
     sequence: Sequence
@@ -28,11 +31,19 @@ class Job:
     client: str = ""
     deadline: float = inf
     beams: BeamParameters | None = None
+    matcher: Future[Matcher] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can begin."""
+        return self.matcher is None or self.matcher.done()
 
 
 @dataclass(slots=True)
 class RequestQueue:
     """Waiting jobs; within a priority clients take turns, and each client's jobs go in order.
+
+    Those that aren't ready are passed over until they are.
 
     ``limit`` is the most jobs that may wait (None: any number).
     """
@@ -57,20 +68,25 @@ class RequestQueue:
         self._jobs_of(job).appendleft(job)
         self._levels[job.priority].move_to_end(job.client, last=False)
 
-    def peek(self) -> Job:
-        """The job whose turn it is; raises IndexError if none waits."""
-        if not self._levels:
-            raise IndexError("no job is waiting")
-        return next(iter(self._levels[max(self._levels)].values()))[0]
+    def peek(self) -> Job | None:
+        """The job whose turn it is, if any is ready."""
+        for priority in sorted(self._levels, reverse=True):
+            for jobs in self._levels[priority].values():
+                for job in jobs:
+                    if job.is_ready:
+                        return job
+        return None
 
-    def pop(self) -> Job:
-        """Take the job whose turn it is; raises IndexError if none waits."""
-        job = self.peek()
+    def remove(self, job: Job) -> None:
+        """Take out the job whose turn it is; its client's next one comes after other clients'."""
         level = self._levels[job.priority]
-        level[job.client].popleft()
+        level[job.client].remove(job)
         level.move_to_end(job.client)
         self._drop_empty(job.priority, job.client)
-        return job
+
+    def clear(self) -> list[Job]:
+        """Take out all jobs."""
+        return self._take(lambda _: True)
 
     def take(self, index: int) -> Job | None:
         """Take out the job of the sequence of this index, if it is here."""

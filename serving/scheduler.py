@@ -97,6 +97,12 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not (self.active or self.prefill or self.search or len(self.waiting))
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether there is something to do, but none of it can begin yet."""
+        begun = self.active or self.prefill or self.search
+        return len(self.waiting) > 0 and not begun and self.waiting.peek() is None
+
     def submit(self, job: Job) -> None:
         """Let a sequence wait for its turn.
 
@@ -118,7 +124,7 @@ class Scheduler:
 
     def clear(self) -> list[int]:
         """Forget all sequences; returns their indices."""
-        jobs = [*self._begun(), *(self.waiting.pop() for _ in range(len(self.waiting)))]
+        jobs = [*self._begun(), *self.waiting.clear()]
         for job in jobs:
             self._decoder.forget(job.sequence)
         self.active, self.prefill, self.search = [], None, None
@@ -131,8 +137,7 @@ class Scheduler:
 
         Raises EngineError where the engine itself failed: nothing can go on then.
         """
-        events: list[Outcome] = list(self._give_up_late())
-        self._admit()
+        events: list[Outcome] = [*self._give_up_late(), *self._admit()]
         kind = self._next_kind()
         if kind == "chunk" and self.prefill:
             events += self._run_chunk(self.prefill)
@@ -171,15 +176,20 @@ class Scheduler:
                 return kind
         return None
 
-    def _admit(self) -> None:
+    def _admit(self) -> Iterator[Failure]:
         """Begin the next sequence if there is a slot for it; none overtakes it."""
-        if self.prefill or not len(self.waiting):
+        job = None if self.prefill else self.waiting.peek()
+        slot = None if job is None else self._free_slot(job)
+        if job is None or slot is None:
             return
-        slot = self._free_slot(self.waiting.peek())
-        if slot is None:
-            return
-        job, done = self.waiting.pop(), 0
-        sequence = job.sequence
+        self.waiting.remove(job)
+        sequence, done = job.sequence, 0
+        if job.matcher is not None:
+            try:
+                sequence.matcher = job.matcher.result()
+            except UserError as error:
+                yield sequence.fail(error)
+                return
         if self._prefixes is not None and not isinstance(sequence, EmbeddedPrompt):
             done = self._prefixes.reuse(slot, sequence.context, sequence.adapter, self._running())
         self._engine.cache.adapter_ids[slot] = sequence.adapter

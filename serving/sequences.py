@@ -57,7 +57,7 @@ class SequenceBuilder:
         self._adapters = adapters or {}
         tokenizer = prompts.tokenizer
         self._vocabulary = Vocabulary(tokenizer) if tokenizer else None
-        self._constraints: ConstraintCompiler | None = None
+        self._constraints = ConstraintCompiler(tokenizer, self._eos) if tokenizer else None
 
     def build(
         self,
@@ -115,7 +115,7 @@ class SequenceBuilder:
             limits,
             self._vocabulary,
             speculation=speculation,
-            matcher=self._matcher(constraint),
+            matcher=None if constraint is None else self.matcher(constraint),
             adapter=self.adapter_number(adapter),
         )
 
@@ -131,12 +131,10 @@ class SequenceBuilder:
             )
         return self._adapters[name]
 
-    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
-        if constraint is None:
-            return None
-        if self._constraints is None:
-            tokenizer = self._prompts.require_tokenizer()
-            self._constraints = ConstraintCompiler(tokenizer, self._eos)
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Compile a constraint; threads may do so. Raises UserError if it can't be used."""
+        self._prompts.require_tokenizer()
+        assert self._constraints is not None
         return self._constraints.matcher(constraint)
 
     def _check_bias(self, sampling: SamplingParameters) -> None:

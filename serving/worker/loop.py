@@ -1,5 +1,6 @@
 """The loop of an engine: take what came in, do a step, say what it gave."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from time import perf_counter
 from typing import Protocol
 
@@ -9,6 +10,15 @@ from serving.generation import Model
 from serving.request_queue import Job
 from serving.scheduler import Outcome, Scheduler
 from serving.worker.messages import Cancel, EmbedRequest, Load, Progress, Request, Submit
+
+# So many constraints are compiled at a time, beside the engine's steps.
+COMPILERS = 2
+
+# A constraint that is known already is there after so many seconds: its request goes on at once.
+KNOWN = 0.002
+
+# While all requests wait for constraints the loop looks again after so many seconds.
+PAUSE = 0.005
 
 
 class Channel(Protocol):
@@ -34,6 +44,7 @@ class EngineLoop:
         self._model = model
         self._scheduler = scheduler
         self._channel = channel
+        self._compilers = ThreadPoolExecutor(COMPILERS, "constraint")
 
     def run(self) -> None:
         """Take what was sent, then do a step; without work wait for more.
@@ -41,10 +52,18 @@ class EngineLoop:
         Raises EOFError when the other side has closed the channel, and EngineError, after which the
         engine can't go on.
         """
+        try:
+            self._run()
+        finally:
+            self._compilers.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
         while True:
             events: list[Outcome] = []
             if self._scheduler.is_idle:
                 self._channel.poll(None)
+            elif self._scheduler.is_held_up:
+                self._channel.poll(PAUSE)
             while self._channel.poll():
                 events += self._take(self._channel.recv())
             try:
@@ -66,6 +85,7 @@ class EngineLoop:
 
     def _job(self, message: Submit) -> Job:
         request = message.request
+        constraint = None
         if isinstance(request, EmbedRequest):
             sequence: Sequence = self._model.embedded_prompt(
                 request.prompt_ids,
@@ -76,10 +96,16 @@ class EngineLoop:
                 adapter=request.adapter,
             )
         else:
-            sequence = self._model.sequence(request.prompt_ids, message.index, **request.options)
+            options = request.options.copy()
+            if request.beams is None:
+                constraint = options.pop("constraint", None)
+            sequence = self._model.sequence(request.prompt_ids, message.index, **options)
         job = Job(sequence, request.priority, request.client)
         if isinstance(request, Request):
             job.beams = request.beams
+        if constraint is not None:
+            job.matcher = self._compilers.submit(self._model.matcher, constraint)
+            wait([job.matcher], KNOWN)
         if request.seconds is not None:
             job.deadline = perf_counter() + request.seconds
         return job

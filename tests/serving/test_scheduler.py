@@ -1,8 +1,9 @@
 """Requests that come and go get what they would get alone, on an engine that shows a wrong slot."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 import serving
 from serving import Model, UserError
 from serving.bundle import SpecialTokens
+from serving.constraints import Matcher
 from serving.decoding import Failure, Token
+from serving.engine import FloatArray
 from serving.request_queue import Job, QueueFullError
 from serving.scheduler import DeadlineError, Scheduler
 from tests.serving.arrivals import Arrival, arrivals, serve
@@ -168,6 +171,71 @@ def test_priorities_go_first_and_clients_take_turns() -> None:
     submit(scheduler, model, 4, [1], max_new_tokens=1, client="busy", priority=1)
     order = [event.index for event in scheduler.run()]
     assert order == [4, 0, 3, 1, 2]
+
+
+def waiting_for_a_matcher(model: Model, index: int, **options: Any) -> Job:
+    return Job(model.sequence([1, 2], index, max_new_tokens=3), matcher=Future(), **options)
+
+
+def test_a_sequence_waits_for_its_matcher_and_lets_others_pass() -> None:
+    model = make_model(slots=1)
+    scheduler = model.scheduler()
+    first, second = (waiting_for_a_matcher(model, index) for index in (0, 1))
+    for job in (first, second):
+        scheduler.submit(job)
+    submit(scheduler, model, 2, [1, 2], max_new_tokens=3)
+    submit(scheduler, model, 3, [1, 2], max_new_tokens=3, client="other")
+    assert not scheduler.is_held_up
+    passed = [event for _ in range(6) for event in scheduler.step()]
+    assert {event.index for event in passed} == {2, 3}
+    assert scheduler.is_held_up
+    assert not scheduler.is_idle
+    assert scheduler.step() == []
+    assert first.matcher is not None
+    assert second.matcher is not None
+    matcher = Matching()
+    second.matcher.set_result(cast(Matcher, matcher))
+    first.matcher.set_exception(UserError("no constraint"))
+    assert not scheduler.is_held_up
+    failure, *tokens = scheduler.run()
+    assert isinstance(failure, Failure)
+    assert (failure.index, str(failure.error)) == (0, "no constraint")
+    ids = [token.token_id for token in tokens if isinstance(token, Token) and token.index == 1]
+    assert ids == matcher.accepted == continuation([1, 2], 3, repetitive_token)
+
+
+class Matching:
+    """A matcher that allows everything."""
+
+    is_complete = False
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def mask(self, logits: FloatArray) -> FloatArray:
+        return logits
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+
+
+def test_what_waits_for_a_matcher_can_be_cancelled_and_late() -> None:
+    now = 0.0
+    model = make_model()
+    scheduler = model.scheduler(queue_limit=2)
+    scheduler._clock = lambda: now
+    scheduler.submit(waiting_for_a_matcher(model, 0))
+    scheduler.submit(waiting_for_a_matcher(model, 1, deadline=5.0))
+    with pytest.raises(QueueFullError):
+        scheduler.submit(waiting_for_a_matcher(model, 2))
+    assert scheduler.cancel(0)
+    now = 5.0
+    (late,) = scheduler.step()
+    assert isinstance(late, Failure)
+    assert isinstance(late.error, DeadlineError)
+    scheduler.submit(waiting_for_a_matcher(model, 3))
+    assert scheduler.clear() == [3]
+    assert scheduler.is_idle
 
 
 def test_a_full_queue_refuses() -> None:
