@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,14 @@ SECONDS = 60
 
 _TYPES = {"i": "INT32", "f": "FP32", "b": "BOOL", "u": "UINT64", "O": "BYTES"}
 _DTYPES = {int: np.int32, float: np.float32, bool: np.bool_, str: np.object_}
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something to be true."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it didn't happen in time"
+        time.sleep(0.05)
 
 
 def infer_inputs(**values: Any) -> list[grpc.InferInput]:

@@ -1,7 +1,6 @@
 """Decoupled streams over gRPC from a real Triton server."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,13 @@ import numpy as np
 import pytest
 
 import serving
-from tests.serving.triton.clients import Connection, connection
+from tests.serving.triton.clients import Connection, connection, until
 from tests.serving.triton.conftest import ENDLESS, Triton
 
 pytestmark = pytest.mark.xdist_group("triton")
 
 SEED = np.array([[5]], np.uint64)
 TEXT = "  héllo  wörld 😀👨‍👩‍👧 你好 \n end "
-
-
-def until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it didn't happen in time"
-        time.sleep(0.05)
 
 
 # A decoder as Llama 2's strips one space at the very beginning of whatever it decodes.
