@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from serving.closing import Closing
 from serving.triton.record import Record
 from serving.worker.messages import Load
 
@@ -45,7 +46,7 @@ _BUCKETS = {"first_token": _SECONDS, "per_token": _TOKEN_SECONDS}
 _ENDINGS = ("finished", "failed", "cancelled")
 
 
-class Metrics:
+class Metrics(Closing):
     """One instance's metrics; ``labels`` tell it from the others.
 
     Every call into Triton is a message between processes. So ended requests are kept until
@@ -89,6 +90,12 @@ class Metrics:
         self._metrics["looked_up"].increment(load.prompt_tokens - self._reported.prompt_tokens)
         self._metrics["reused"].increment(load.reused_tokens - self._reported.reused_tokens)
         self._reported = load
+
+    def close(self) -> None:
+        """Take the metrics out of Triton, which happens where their objects end."""
+        self._metrics.clear()
+        self._endings.clear()
+        self._families.clear()
 
     def _report_request(self, record: Record) -> None:
         self._endings[record.ending].increment(1)

@@ -61,6 +61,7 @@ class TritonPythonModel:
         self._is_closed.set()
         self._watcher.join()
         self._in_flight.close()
+        self._metrics.close()
 
     def _watch(self) -> None:
         """Look after clients that went away, and report metrics."""
