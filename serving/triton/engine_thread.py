@@ -71,9 +71,15 @@ class EngineThread(Closing):
         while (progress := self._channel.outgoing.get()) is not None:
             self.load = progress.load
             for outcome in progress.events:
-                self._deliver(outcome)
+                self._deliver_one(outcome)
         if self._has_failed:
             self._failed(self)
+
+    def _deliver_one(self, outcome: Outcome) -> None:
+        try:
+            self._deliver(outcome)
+        except Exception:  # of one request: the others' outcomes come through this thread too
+            _log.exception("an outcome couldn't be handed on")
 
 
 class _QueueChannel:

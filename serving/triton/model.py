@@ -90,11 +90,7 @@ class _Responder:
         tensors = [
             pb_utils.Tensor(name, array) for name, array in outputs.items() if name in self._names
         ]
-        response = pb_utils.InferenceResponse(output_tensors=tensors)
-        if last:
-            self._send_last(response)
-        else:
-            self._sender.send(response)
+        self._send(pb_utils.InferenceResponse(output_tensors=tensors), last=last)
 
     def fail(self, reason: str) -> None:
         """End with an error of this request alone."""
@@ -111,13 +107,17 @@ class _Responder:
 
     def _end(self, reason: str, code: Any) -> None:
         error = pb_utils.TritonError(self._prefix + reason, code)
-        self._send_last(pb_utils.InferenceResponse(error=error))
+        self._send(pb_utils.InferenceResponse(error=error), last=True)
 
-    def _send_last(self, response: Any) -> None:
-        # Asking whether a request that has ended is cancelled crashes Triton (seen with 24.10).
+    def _send(self, response: Any, *, last: bool) -> None:
+        # Another thread may have ended the request. Sending after the end is an error, and asking
+        # then whether it is cancelled crashes Triton (seen with 24.10).
         with self._ending:
-            self._has_ended = True
-            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            if self._has_ended:
+                return
+            self._has_ended = last
+            flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
+            self._sender.send(response, flags=flags)
 
 
 def _settings(config: Mapping[str, Any]) -> "Settings":

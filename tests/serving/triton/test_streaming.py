@@ -1,5 +1,6 @@
 """Decoupled streams over gRPC from a real Triton server."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,26 @@ def test_a_client_that_cancels_frees_the_slot(triton: Triton, endless: str) -> N
     with connection(triton.grpc) as stream:
         stream.send(endless, text_input="hello", max_tokens=5, stream=True)
         assert len(stream.collect()[0].token_ids) == 5
+
+
+def test_clients_that_go_away_at_any_moment_disturb_nobody(
+    triton: Triton, trained: str, trained_bundle: Path
+) -> None:
+    moments = random.Random(0)
+    prompts = [f"class Name{number}" for number in range(16)]
+    with connection(triton.grpc) as stream:
+        for prompt in prompts:
+            stream.send(trained, text_input=prompt, max_tokens=100, stream=True)
+            with connection(triton.grpc, cancels=True) as leaving:
+                for _ in range(4):
+                    leaving.send(trained, text_input="import", max_tokens=200, stream=True)
+                for _ in range(moments.randrange(200)):
+                    leaving.next_text()
+        stayed = stream.collect()
+    until(lambda: in_use(triton, trained) == 0)
+    with serving.load(trained_bundle, threads=1, capacity=256) as model:
+        expected = model.generate(prompts, max_new_tokens=100)
+    assert [one.text for one in stayed] == [result.text for result in expected]
 
 
 def test_a_reader_of_events_that_goes_away_frees_the_slot(triton: Triton, endless: str) -> None:
