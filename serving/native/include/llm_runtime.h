@@ -50,7 +50,6 @@ typedef enum llm_status {
     LLM_NO_ROOM = 7,          /* The tokens, or what is written, don't fit. */
     LLM_ENGINE_FAILED = 8,    /* ONNX Runtime refused or failed; the message is its own. */
     LLM_NOT_A_NUMBER = 9,     /* The engine returned NaN: its precision overflows. */
-    LLM_STOPPED = 10,         /* The callback asked to stop. */
 } llm_status;
 
 /* What went wrong, in a sentence. Functions take a pointer to one, which may be NULL, and write it
@@ -68,8 +67,8 @@ LLM_API const char *llm_version(void);
 
 /* ---------------------------------------------------------------------------------- models -- */
 
-/* Where memory comes from. `allocate` returns memory for any type, or NULL; `release` takes NULL
- * too. Called by whichever thread opens, creates, frees or closes. */
+/* Where memory comes from: `allocate` returns zeros, as calloc does, or NULL. Both are called by
+ * whichever thread opens, creates, frees or closes. */
 typedef struct llm_allocator {
     void *(*allocate)(size_t bytes, void *user_data);
     void (*release)(void *memory, void *user_data);
@@ -168,7 +167,8 @@ LLM_API llm_status llm_decode(llm_session *session, llm_token id, llm_error *err
  * a rollback. */
 LLM_API const float *llm_session_logits(const llm_session *session);
 
-/* Forget the text but its first `length` tokens. Nothing is copied. */
+/* Forget the text but its first `length` tokens. Nothing is copied; the last one that stays is run
+ * again by the next step. */
 LLM_API llm_status llm_rollback(llm_session *session, size_t length, llm_error *error);
 
 /* -------------------------------------------------------------------------------- sampling -- */
