@@ -1,4 +1,8 @@
-"""Choosing the next token: a pure function of logits, parameters and random state."""
+"""Choosing the next token: a pure function of logits, parameters and random state.
+
+Every operation is rounded in one way only, so the same seed gives the same tokens on every machine,
+and in serving/native/src/sampling.c, which computes the same: see ``exponentials`` and ``total``.
+"""
 
 import math
 from collections.abc import Mapping
@@ -17,6 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 MAX_LOGPROBS = 20
+_LANES = 64  # of a sum
 
 # Below it only the likeliest token has a chance, and float32 soon overflows.
 LEAST_TEMPERATURE = 1e-4
@@ -147,7 +152,7 @@ def sample(
         return int(scores.argmax())
     scores = warp(scores, parameters)
     kept = np.flatnonzero(scores > -np.inf)
-    return int(kept[draw(np.exp(scores[kept].astype(np.float64) - scores.max()), state)])
+    return int(kept[draw(exponentials(scores[kept]), state)])
 
 
 def distribution(
@@ -165,8 +170,7 @@ def distribution(
         likeliest: Float64Array = np.zeros(len(scores))
         likeliest[scores.argmax()] = 1
         return likeliest
-    scores = warp(scores, parameters).astype(np.float64)
-    probabilities: Float64Array = np.exp(scores - scores.max())
+    probabilities = exponentials(warp(scores, parameters)).astype(np.float64)
     probabilities /= probabilities.sum()
     return probabilities
 
@@ -187,9 +191,9 @@ def sample_after_draft(
     return draw(residual if residual.any() else target, state)
 
 
-def draw(weights: Float64Array, state: np.random.Generator) -> int:
+def draw(weights: FloatArray | Float64Array, state: np.random.Generator) -> int:
     """Draw an index with probability in proportion to ``weights`` [n]; takes one random number."""
-    cumulative = weights.cumsum()
+    cumulative = weights.astype(np.float64).cumsum()
     return int(np.searchsorted(cumulative, state.random() * cumulative[-1], side="right"))
 
 
@@ -251,9 +255,16 @@ def warp(scores: FloatArray, parameters: SamplingParameters) -> FloatArray:
     if parameters.top_p < 1:
         scores[_beyond_top_p(scores, parameters.top_p)] = -np.inf
     if parameters.min_p > 0:
-        probabilities = softmax(scores)
-        scores[probabilities < np.float32(parameters.min_p) * probabilities.max()] = -np.inf
+        scores[_below_min_p(scores, parameters.min_p)] = -np.inf
     return scores
+
+
+def _below_min_p(scores: FloatArray, min_p: float) -> npt.NDArray[np.bool_]:
+    """Whether each token is less likely than the likeliest times ``min_p``."""
+    below = scores < scores.max() + np.float32(math.log(min_p) - 1)  # surely
+    close = np.flatnonzero(~below)
+    below[close] = exponentials(scores[close]) < np.float32(min_p)
+    return below
 
 
 def _beyond_top_p(scores: FloatArray, top_p: float) -> IntArray:
@@ -261,23 +272,39 @@ def _beyond_top_p(scores: FloatArray, top_p: float) -> IntArray:
 
     Only candidates are sorted: tokens that are dropped whatever the order make up the rest.
     """
-    probabilities = softmax(scores)
-    surely_dropped = probabilities <= (1 - top_p) / len(scores)
+    probabilities = exponentials(scores)
+    probabilities /= np.float32(total(probabilities))
+    surely_dropped = probabilities <= np.float32((1 - top_p) / len(scores))
     surely_dropped[scores.argmax()] = False
     candidates = np.flatnonzero(~surely_dropped)
     ascending = candidates[np.argsort(-scores[candidates], kind="stable")][::-1]
-    rest = probabilities[surely_dropped].sum(dtype=np.float64)
-    cumulative = probabilities[ascending].cumsum(dtype=np.float64) + rest
+    rest = np.flatnonzero(surely_dropped)
+    cumulative = probabilities[ascending].cumsum(dtype=np.float64) + total(probabilities[rest])
     dropped = cumulative.astype(np.float32) <= np.float32(1 - top_p)
     dropped[-1] = False
-    return np.concatenate((np.flatnonzero(surely_dropped), ascending[dropped]))
+    return np.concatenate((rest, ascending[dropped]))
 
 
-def softmax(scores: FloatArray) -> FloatArray:
-    """Probabilities [vocab] of ``scores`` [vocab], which may hold -inf."""
-    exponentials: FloatArray = np.exp(scores - scores.max())
-    exponentials /= exponentials.sum()
-    return exponentials
+def exponentials(scores: FloatArray) -> FloatArray:
+    """e to the power of ``scores`` [n] less the highest, rounded to the nearest float32.
+
+    No exponential of a float32 from -104 to 0 is nearer than 1.26 units in the last place of a
+    float64 to where that rounding changes (all were tried), and no mathematical library errs so
+    much: so they are the same everywhere. Scores may hold -inf.
+    """
+    return np.exp(scores - scores.max(), dtype=np.float64).astype(np.float32)
+
+
+def total(numbers: FloatArray) -> np.float64:
+    """The sum of ``numbers`` [n]: of 64 sums in turn, each of every 64th number in turn.
+
+    ``numpy.sum`` doesn't promise an order, which rounding depends on.
+    """
+    whole = len(numbers) // _LANES * _LANES
+    sums = numbers[:whole].reshape(-1, _LANES).sum(axis=0, dtype=np.float64)
+    sums[: len(numbers) - whole] += numbers[whole:]
+    last: np.float64 = sums.cumsum()[-1]
+    return last
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

@@ -77,15 +77,32 @@ static void penalize(const Sampler *sampler, const llm_sampling *sampling, Text 
  * the nearest float, so that they are the same everywhere. */
 static void weigh(const Sampler *sampler) {
     const float highest = sampler->scores[index_of_highest(sampler->scores, sampler->vocab_size)];
-    for (size_t i = 0; i < sampler->vocab_size; i++)
-        sampler->weights[i] = (float)exp((double)(sampler->scores[i] - highest));
+    for (size_t i = 0; i < sampler->vocab_size; i++) {
+        const float score = sampler->scores[i];
+        sampler->weights[i] = score == -INFINITY ? 0 : (float)exp((double)(score - highest));
+    }
 }
 
-static double sum_of(const float *values, size_t count) {
-    double sum = 0;
+/* A sum of sums of every 64th number. */
+typedef struct {
+    double lanes[64];
+    size_t count;
+} Sum;
+
+static void add(Sum *sum, float value) { sum->lanes[sum->count++ % 64] += (double)value; }
+
+static double total(const Sum *sum) {
+    double total = 0;
+    for (size_t i = 0; i < 64; i++)
+        total += sum->lanes[i];
+    return total;
+}
+
+static float total_of(const float *values, size_t count) {
+    Sum sum = {0};
     for (size_t i = 0; i < count; i++)
-        sum += (double)values[i];
-    return sum;
+        add(&sum, values[i]);
+    return (float)total(&sum);
 }
 
 /* Drop the least likely tokens whose probabilities add up to at most 1 - top_p. Only candidates are
@@ -93,25 +110,39 @@ static double sum_of(const float *values, size_t count) {
 static void keep_top_p(const Sampler *sampler, double top_p) {
     const size_t vocab_size = sampler->vocab_size;
     const size_t highest = index_of_highest(sampler->scores, vocab_size);
+    const float surely_dropped = (float)((1 - top_p) / (double)vocab_size);
     weigh(sampler);
-    const double total = sum_of(sampler->weights, vocab_size);
-    const float surely_dropped = (float)((1 - top_p) * total / (double)vocab_size);
-    double sum = 0;
+    const float all = total_of(sampler->weights, vocab_size);
+    Sum rest = {0};
     size_t candidates = 0;
     for (size_t i = 0; i < vocab_size; i++) {
+        sampler->weights[i] /= all;
         if (sampler->weights[i] > surely_dropped || i == highest) {
             sampler->order[candidates++] = (uint32_t)i;
         } else {
-            sum += (double)sampler->weights[i];
+            add(&rest, sampler->weights[i]);
             sampler->scores[i] = -INFINITY;
         }
     }
+    const double dropped = total(&rest);
+    double sum = 0;
     sort_ascending(sampler->order, candidates, sampler->scores);
     for (size_t i = 0; i + 1 < candidates; i++) {
         sum += (double)sampler->weights[sampler->order[i]];
-        if ((float)(sum / total) > (float)(1 - top_p))
+        if ((float)(sum + dropped) > (float)(1 - top_p))
             break;
         sampler->scores[sampler->order[i]] = -INFINITY;
+    }
+}
+
+/* Drop what is less likely than the likeliest token times `min_p`. */
+static void keep_min_p(const Sampler *sampler, double min_p) {
+    const float highest = sampler->scores[index_of_highest(sampler->scores, sampler->vocab_size)];
+    const float surely_dropped = highest + (float)(log(min_p) - 1);
+    for (size_t i = 0; i < sampler->vocab_size; i++) {
+        float *const score = &sampler->scores[i];
+        if (*score < surely_dropped || (float)exp((double)(*score - highest)) < (float)min_p)
+            *score = -INFINITY;
     }
 }
 
@@ -129,19 +160,17 @@ static void warp(const Sampler *sampler, const llm_sampling *sampling) {
     }
     if (sampling->top_p > 0 && sampling->top_p < 1)
         keep_top_p(sampler, sampling->top_p);
-    if (sampling->min_p > 0) {
-        weigh(sampler);
-        for (size_t i = 0; i < vocab_size; i++)
-            if (sampler->weights[i] < (float)sampling->min_p)
-                sampler->scores[i] = -INFINITY;
-    }
+    if (sampling->min_p > 0)
+        keep_min_p(sampler, sampling->min_p);
 }
 
 /* Draw an id with probability in proportion to its weight. */
 static llm_token draw(const Sampler *sampler, Random *random) {
     weigh(sampler);
-    const double drawn = random_next(random) * sum_of(sampler->weights, sampler->vocab_size);
-    double sum = 0;
+    double all = 0, sum = 0;
+    for (size_t i = 0; i < sampler->vocab_size; i++)
+        all += (double)sampler->weights[i];
+    const double drawn = random_next(random) * all;
     for (size_t i = 0; i < sampler->vocab_size; i++) {
         sum += (double)sampler->weights[i];
         if (sum > drawn)
