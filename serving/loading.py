@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from serving.bundle import Bundle, EngineInfo, Target, open_bundle
 from serving.contract import CONTRACT_VERSION
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from serving.chat import ChatTemplate
     from serving.lora import AdapterTables
     from serving.onnxruntime import Provider
+
+Runtime = Literal["python", "native"]
 
 DEFAULT_CAPACITY = 4096
 DEFAULT_SLOTS = 4
@@ -37,6 +39,7 @@ class EnginePlan:
     prepack: bool
     prefix_rows: int = 0
     adapters: "AdapterTables | None" = None
+    runtime: Runtime = "python"
 
     @property
     def rows(self) -> int:
@@ -59,6 +62,8 @@ class EnginePlan:
         """Open the engine, or those of its stages, and allocate the KV buffers."""
         if self.is_tensorrt:
             return self._open_tensorrt()
+        if self.runtime == "native":
+            return self._open_native(threads)
         return self._open_on_cuda() if provider == "cuda" else self._open_on_cpu(threads)
 
     def _open_tensorrt(self) -> Engine:
@@ -72,6 +77,19 @@ class EnginePlan:
             slots=self.rows,
             capacity=self.capacity,
             runtime_cache=kept_kernels(self.bundle, self.engine),
+        )
+
+    def _open_native(self, threads: int | None) -> Engine:
+        from serving.native.engine import NativeEngine
+
+        return NativeEngine(
+            self.bundle.path,
+            self.bundle.manifest.graph,
+            slots=self.rows,
+            capacity=self.capacity,
+            weight_bytes=self.engine.weight_bytes,
+            threads=threads,
+            prepack=self.prepack,
         )
 
     def _open_on_cuda(self) -> Engine:
@@ -121,6 +139,7 @@ def load(
     draft: str | Path | None = None,
     target: Target | None = None,
     provider: "Provider | None" = None,
+    runtime: Runtime = "python",
     capacity: int | None = None,
     slots: int | None = None,
     threads: int | None = None,
@@ -138,7 +157,8 @@ def load(
     included (default: the model's maximum, at most 4096), ``slots`` how many sequences run at a
     time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
     there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
-    "cpu"); TensorRT runs on the GPU. ``threads`` defaults to the physical cores, ``prefill_chunk``
+    "cpu"); TensorRT runs on the GPU. ``runtime`` "native" runs ONNX Runtime's engines on the CPU by
+    libllm_runtime, with the same tokens; see docs/native.md. ``threads`` defaults to the physical cores, ``prefill_chunk``
     is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV cache keep what
     ended sequences computed, for prompts that begin alike. ``prepack`` makes steps of several rows
     of a float engine in ONNX Runtime faster, for time and memory when it is opened. ``verify``
@@ -158,12 +178,13 @@ def load(
     if prefix_rows < 0:
         raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
     tables = _load_adapters(opened, adapters or {})
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows, tables)]
+    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows, tables, runtime)]
     if draft is not None:
         draft_bundle = open_bundle(draft, verify, key_file)
         plans.append(_plan_draft(draft_bundle, plans[0], tokenizer))
 
     _check_provider(provider, plans)
+    _check_runtime(runtime, provider, plans)
     engines = _open(plans, provider or "cpu", threads)
     return Model(
         engines[0],
@@ -223,6 +244,17 @@ def _check_provider(provider: "Provider | None", plans: list[EnginePlan]) -> Non
         )
 
 
+def _check_runtime(runtime: Runtime, provider: "Provider | None", plans: list[EnginePlan]) -> None:
+    """Whether that runtime runs everything."""
+    if runtime not in ("python", "native"):
+        raise UserError(f"runtime is {runtime!r}, but must be one of python, native.")
+    if runtime == "native" and (provider == "cuda" or any(plan.is_tensorrt for plan in plans)):
+        raise UserError(
+            "runtime is 'native', which runs ONNX Runtime's engines on the CPU: leave runtime= out, "
+            "or take target='onnxruntime' and provider='cpu'."
+        )
+
+
 def _open(plans: list[EnginePlan], provider: "Provider", threads: int | None) -> list[Engine]:
     """Open all engines, or none."""
     engines = []
@@ -252,7 +284,8 @@ def _plan_draft(bundle: Bundle, plan: EnginePlan, tokenizer: "Tokenizer | None")
     engine = choose_engine(bundle, plan.engine.target if has_same else None)
     longest = min(plan.capacity, bundle.manifest.graph.max_length)
     capacity = engine.max_sequence or longest
-    return EnginePlan(bundle, engine, _choose_slots(engine, plan.slots), capacity, plan.prepack)
+    slots = _choose_slots(engine, plan.slots)
+    return EnginePlan(bundle, engine, slots, capacity, plan.prepack, runtime=plan.runtime)
 
 
 def choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:

@@ -2,8 +2,17 @@
 
 import ctypes
 import os
-from ctypes import POINTER, c_bool, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t
-from ctypes import c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +50,7 @@ class ModelOptions(_Sized):
         ("onnxruntime", c_char_p),
         ("kernels", c_char_p),
         ("provider", c_char_p),
-        ("threads", c_int32),
+        ("threads", c_size_t),
         ("skip_checksums", c_bool),
         ("prepack", c_bool),
         ("allocator", Allocator),
@@ -64,13 +73,13 @@ class Sampling(_Sized):
 
     _fields_ = (
         ("size", c_size_t),
-        ("temperature", c_float),
-        ("top_k", c_uint32),
+        ("temperature", c_double),
+        ("top_k", c_size_t),
         ("top_p", c_double),
         ("min_p", c_double),
-        ("repetition_penalty", c_float),
-        ("presence_penalty", c_float),
-        ("frequency_penalty", c_float),
+        ("repetition_penalty", c_double),
+        ("presence_penalty", c_double),
+        ("frequency_penalty", c_double),
         ("bias_ids", c_void_p),
         ("bias", c_void_p),
         ("bias_count", c_size_t),

@@ -47,9 +47,9 @@ typedef enum llm_status {
     LLM_DAMAGED = 4,          /* A file isn't the one that the manifest describes. */
     LLM_UNSUPPORTED = 5,      /* A bundle or provider that this library doesn't run. */
     LLM_OUT_OF_MEMORY = 6,
-    LLM_NO_ROOM = 7,          /* The tokens, or what is written, don't fit. */
-    LLM_ENGINE_FAILED = 8,    /* ONNX Runtime refused or failed; the message is its own. */
-    LLM_NOT_A_NUMBER = 9,     /* The engine returned NaN: its precision overflows. */
+    LLM_NO_ROOM = 7,       /* The tokens, or what is written, don't fit. */
+    LLM_ENGINE_FAILED = 8, /* ONNX Runtime refused or failed; the message is its own. */
+    LLM_NOT_A_NUMBER = 9,  /* The engine returned NaN: its precision overflows. */
 } llm_status;
 
 /* What went wrong, in a sentence. Functions take a pointer to one, which may be NULL, and write it
@@ -85,10 +85,10 @@ typedef struct llm_model_options {
     const char *kernels;
     /* "cpu" (NULL), "cuda" or "tensorrt-rtx". The last two have not been run on a GPU yet. */
     const char *provider;
-    int32_t threads;      /* 0: one for each physical core that the process may run on. */
-    bool skip_checksums;  /* Compare the files' sizes only. */
-    bool prepack;         /* Copy float weights into the kernels' layout: more memory, faster
-                           * prefill. */
+    size_t threads;          /* 0: one for each physical core that the process may run on. */
+    bool skip_checksums;     /* Compare the files' sizes only. */
+    bool prepack;            /* Copy float weights into the kernels' layout: more memory, faster
+                              * prefill. */
     llm_allocator allocator; /* Zeros: malloc and free. */
 } llm_model_options;
 
@@ -106,16 +106,16 @@ typedef struct llm_model_info {
     const char *architecture;
     const char *provider;
     size_t vocab_size;
-    size_t max_length;         /* The most tokens that a session's capacity may have. */
+    size_t max_length; /* The most tokens that a session's capacity may have. */
     uint64_t weight_bytes;
     uint64_t kv_bytes_per_token;
-    llm_token bos;             /* -1: none. */
-    const llm_token *eos;      /* Any of them ends a text. */
+    llm_token bos;        /* -1: none. */
+    const llm_token *eos; /* Any of them ends a text. */
     size_t eos_count;
     bool has_tokenizer;
     size_t layers;
     const char *onnxruntime_version;
-    const char *kernels;       /* The file of the kernels in use, or NULL. */
+    const char *kernels; /* The file of the kernels in use, or NULL. */
 } llm_model_info;
 
 /* Fill in `info`, whose `size` is set. */
@@ -138,14 +138,14 @@ LLM_API llm_status llm_detokenize(const llm_model *model, const llm_token *ids, 
 /* -------------------------------------------------------------------------------- sessions -- */
 
 typedef struct llm_session_options {
-    size_t size;      /* sizeof(llm_session_options) */
-    size_t capacity;  /* Tokens that a row of the KV cache holds. 0: the model's most, up to 4096. */
-    size_t rows;      /* Rows of the KV cache, for llm_session_step. 0: 1. */
-    size_t chunk;     /* Tokens of a prompt that run at once. 0: 512. */
+    size_t size;     /* sizeof(llm_session_options) */
+    size_t capacity; /* Tokens that a row of the KV cache holds. 0: the model's most, up to 4096. */
+    size_t rows;     /* Rows of the KV cache, for llm_session_step. 0: 1. */
+    size_t chunk;    /* Tokens of a prompt that run at once. 0: 512. */
 } llm_session_options;
 
-/* Allocate a text's KV cache and all else that its steps need. `options` may be NULL. The model must
- * outlive the session. */
+/* Allocate a text's KV cache and all else that its steps need. `options` may be NULL. The model
+ * must outlive the session. */
 LLM_API llm_status llm_session_create(const llm_model *model, const llm_session_options *options,
                                       llm_session **session, llm_error *error);
 
@@ -176,14 +176,14 @@ LLM_API llm_status llm_rollback(llm_session *session, size_t length, llm_error *
 /* How a token is chosen; serving.SamplingParameters of the Python runtime has the same fields, and
  * chooses the same tokens of the same logits and seed, bit for bit. */
 typedef struct llm_sampling {
-    size_t size;              /* sizeof(llm_sampling) */
-    float temperature;        /* 0: the likeliest token. */
-    uint32_t top_k;           /* 0: all. */
-    double top_p;             /* 0 or 1: all. */
-    double min_p;             /* 0: all. */
-    float repetition_penalty; /* Of tokens in the text, prompt included. 0 or 1: none. */
-    float presence_penalty;   /* Of generated tokens, from -2 to 2. */
-    float frequency_penalty;  /* Of generated tokens, for each time, from -2 to 2. */
+    size_t size;               /* sizeof(llm_sampling) */
+    double temperature;        /* 0: the likeliest token. */
+    size_t top_k;              /* 0: all. */
+    double top_p;              /* 0 or 1: all. */
+    double min_p;              /* 0: all. */
+    double repetition_penalty; /* Of tokens in the text, prompt included. 0 or 1: none. */
+    double presence_penalty;   /* Of generated tokens, from -2 to 2. */
+    double frequency_penalty;  /* Of generated tokens, for each time, from -2 to 2. */
     const llm_token *bias_ids; /* Tokens whose logits are changed before all else, */
     const float *bias;         /* by these amounts, from -100 to 100. */
     size_t bias_count;
@@ -253,9 +253,9 @@ LLM_API llm_status llm_generate(llm_session *session, const llm_generation *gene
  * token of a row goes a row at a time. `logits` [rows, picked, vocab_size] is the caller's memory.
  * The session's text, which has row 0, knows nothing of it. */
 LLM_API llm_status llm_session_step(llm_session *session, size_t first_row, size_t rows,
-                                    size_t count, const llm_token *ids,
-                                    const int64_t *past_lengths, size_t picked,
-                                    const int64_t *positions, float *logits, llm_error *error);
+                                    size_t count, const llm_token *ids, const int64_t *past_lengths,
+                                    size_t picked, const int64_t *positions, float *logits,
+                                    llm_error *error);
 
 /* The memory of a layer's keys (part 0) or values (part 1), [rows, heads, capacity, dim] of
  * elements of `element_bytes`; NULL if there is no such layer, or it isn't in the CPU's memory. */

@@ -13,7 +13,7 @@ bool path_beside_library(const char *name, char path[BESIDE_LONGEST]) {
         return false;
     const char *const slash = strrchr(info.dli_fname, '/');
     const int length = slash ? (int)(slash - info.dli_fname) : 1;
-    const int written = snprintf(path, BESIDE_LONGEST, "%.*s/%s", length,
-                                 slash ? info.dli_fname : ".", name);
+    const int written =
+        snprintf(path, BESIDE_LONGEST, "%.*s/%s", length, slash ? info.dli_fname : ".", name);
     return written < BESIDE_LONGEST && access(path, R_OK) == 0;
 }

@@ -72,9 +72,9 @@ static llm_status check_file(const char *directory, const BundleFile *file, bool
         return fail(error, LLM_DAMAGED, "The bundle '%s' lacks its file '%s': %s.", directory,
                     file->name, remedy);
     if ((uint64_t)state.st_size != file->size)
-        return fail(error, LLM_DAMAGED, "'%s' in the bundle '%s' has %lld bytes instead of %llu: %s.",
-                    file->name, directory, (long long)state.st_size,
-                    (unsigned long long)file->size, remedy);
+        return fail(error, LLM_DAMAGED,
+                    "'%s' in the bundle '%s' has %lld bytes instead of %llu: %s.", file->name,
+                    directory, (long long)state.st_size, (unsigned long long)file->size, remedy);
     if (checksum && !has_checksum(path, file))
         return fail(error, LLM_DAMAGED,
                     "'%s' in the bundle '%s' has changed since it was made (its checksum differs): "

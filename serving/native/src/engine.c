@@ -23,7 +23,8 @@ static const char *const slow_fusions = "SkipLayerNormFusion";
 static const char *const slow_fusions_and_other_products =
     "SkipLayerNormFusion;MatmulTransposeFusion;MatMulScaleFusion";
 
-#define ORT(engine, call, doing) TRY(onnxruntime_check((engine)->api, (engine)->api->call, doing, error))
+#define ORT(engine, call, doing)                                                                   \
+    TRY(onnxruntime_check((engine)->api, (engine)->api->call, doing, error))
 
 static llm_status find_provider(const char *name, const Provider **provider, llm_error *error) {
     for (size_t i = 0; i < sizeof providers / sizeof *providers; i++) {
@@ -54,8 +55,7 @@ static llm_status register_kernels(const Engine *engine, const Manifest *manifes
 
 /* Integer weights that our kernels don't take are slow as stored. */
 static bool needs_packing(const Engine *engine, const Manifest *manifest) {
-    return manifest->has_integer_activations ||
-           (manifest->has_integer_weights && !engine->kernels);
+    return manifest->has_integer_activations || (manifest->has_integer_weights && !engine->kernels);
 }
 
 static llm_status set_cpu_options(const Engine *engine, const Manifest *manifest,
@@ -72,7 +72,7 @@ static llm_status set_cpu_options(const Engine *engine, const Manifest *manifest
 static llm_status set_options(const Engine *engine, const Provider *provider,
                               const Manifest *manifest, const llm_model_options *given,
                               OrtSessionOptions *options, llm_error *error) {
-    const int threads = given->threads > 0 ? given->threads : physical_cores();
+    const int threads = given->threads ? (int)given->threads : physical_cores();
     ORT(engine, SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR), "its options");
     ORT(engine, SetIntraOpNumThreads(options, threads), "its options");
     ORT(engine, SetInterOpNumThreads(options, 1), "its options");
@@ -92,10 +92,9 @@ static llm_status open_session(Engine *engine, const char *path, const Provider 
     ORT(engine, CreateSessionOptions(&options), "its options");
     llm_status status = set_options(engine, provider, manifest, given, options, error);
     if (status == LLM_OK)
-        status = onnxruntime_check(engine->api,
-                                   engine->api->CreateSession(engine->env, path, options,
-                                                              &engine->session),
-                                   "opening the graph", error);
+        status = onnxruntime_check(
+            engine->api, engine->api->CreateSession(engine->env, path, options, &engine->session),
+            "opening the graph", error);
     engine->api->ReleaseSessionOptions(options);
     return status;
 }
@@ -108,9 +107,8 @@ static llm_status open_gpu_memory(Engine *engine, llm_error *error) {
     return LLM_OK;
 }
 
-llm_status engine_open(const char *path, const Manifest *manifest,
-                       const llm_model_options *options, Memory *memory, Engine *engine,
-                       llm_error *error) {
+llm_status engine_open(const char *path, const Manifest *manifest, const llm_model_options *options,
+                       Memory *memory, Engine *engine, llm_error *error) {
     const Provider *provider;
     OnnxRuntime runtime;
     *engine = (Engine){0};
@@ -121,7 +119,8 @@ llm_status engine_open(const char *path, const Manifest *manifest,
     engine->provider = provider->name;
     if (!provider->ort_name)
         TRY(kernels_find(options->kernels, memory, &engine->kernels, error));
-    /* Its own attention is a third faster without its online softmax; see serving/onnxruntime.py. */
+    /* Its own attention is a third faster without its online softmax; see serving/onnxruntime.py.
+     */
     setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", "1", 0);
     ORT(engine, CreateEnv(ORT_LOGGING_LEVEL_ERROR, "llm_runtime", &engine->env), "starting");
     TRY(open_session(engine, path, provider, manifest, options, error));

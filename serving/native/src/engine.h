@@ -9,9 +9,9 @@ typedef struct {
     const OrtApi *api;
     OrtEnv *env;
     OrtSession *session;
-    OrtMemoryInfo *host;       /* our own memory */
-    OrtMemoryInfo *cache;      /* where the KV cache is: `host`, or the GPU's memory */
-    OrtAllocator *gpu;         /* NULL on the CPU */
+    OrtMemoryInfo *host;         /* our own memory */
+    OrtMemoryInfo *cache;        /* where the KV cache is: `host`, or the GPU's memory */
+    OrtAllocator *gpu;           /* NULL on the CPU */
     OrtRunOptions *after_prompt; /* gives back what a long prompt's buffers took; NULL on a GPU */
     const char *provider;
     const char *version;
@@ -19,9 +19,8 @@ typedef struct {
 } Engine;
 
 /* Open the graph at `path`; see llm_model_options. */
-llm_status engine_open(const char *path, const Manifest *manifest,
-                       const llm_model_options *options, Memory *memory, Engine *engine,
-                       llm_error *error);
+llm_status engine_open(const char *path, const Manifest *manifest, const llm_model_options *options,
+                       Memory *memory, Engine *engine, llm_error *error);
 
 /* Release what was opened, if anything. */
 void engine_close(Engine *engine);

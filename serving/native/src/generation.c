@@ -60,7 +60,8 @@ static void take(Generation *generation, llm_token id) {
 llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_generated *generated,
                         llm_error *error) {
     llm_generation given = {.size = sizeof given};
-    Generation generation = {.session = session, .wish = &given, .sampling = {.size = sizeof(llm_sampling)}};
+    Generation generation = {
+        .session = session, .wish = &given, .sampling = {.size = sizeof(llm_sampling)}};
     TRY(OPTIONS_READ(wish, given, error));
     TRY(OPTIONS_READ(given.sampling, generation.sampling, error));
     TRY(sampling_check(&generation.sampling, session->model->manifest.vocab_size, error));
@@ -68,7 +69,8 @@ llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_ge
     if (given.has_seed)
         llm_session_seed(session, given.seed);
     const size_t room = session->cache.capacity - session->length;
-    generation.most = given.max_new_tokens && given.max_new_tokens < room ? given.max_new_tokens : room;
+    generation.most =
+        given.max_new_tokens && given.max_new_tokens < room ? given.max_new_tokens : room;
     generation.made.prompt_tokens = session->length;
     while (generation.made.finish == LLM_RUNNING) {
         llm_token id;

@@ -75,7 +75,7 @@ static llm_status read_flag(const Reader *reader, JsonValue object, const char *
     const JsonType type = json_type(json_member(object, name));
     *flag = type == JSON_TRUE;
     return type == JSON_TRUE || type == JSON_FALSE || type == JSON_ABSENT ? LLM_OK
-                                                                         : invalid(reader, name);
+                                                                          : invalid(reader, name);
 }
 
 static llm_status copy_string(const Reader *reader, JsonValue string, const char *name,
@@ -269,7 +269,8 @@ uint64_t manifest_kv_bytes(const Manifest *manifest) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < manifest->layer_count; i++) {
         const Layer *const layer = &manifest->layers[i];
-        bytes += layer->kv_heads * (layer->dims[0] + layer->dims[1]) * element_bytes[manifest->cache];
+        bytes +=
+            layer->kv_heads * (layer->dims[0] + layer->dims[1]) * element_bytes[manifest->cache];
     }
     return bytes;
 }

@@ -1,5 +1,5 @@
-/* The manifest of a bundle, bundle.json: what serving/bundle.py checks, as far as one engine of ONNX
- * Runtime needs it. */
+/* The manifest of a bundle, bundle.json: what serving/bundle.py checks, as far as one engine of
+ * ONNX Runtime needs it. */
 #pragma once
 
 #include "llm_runtime.h"

@@ -48,8 +48,8 @@ llm_status onnxruntime_check(const OrtApi *api, OrtStatus *status, const char *d
     if (!status)
         return LLM_OK;
     const char *const message = api->GetErrorMessage(status);
-    const llm_status failed = fail(error, LLM_ENGINE_FAILED, "ONNX Runtime failed at %s: %.*s", doing,
-                                   (int)strcspn(message, "\n"), message);
+    const llm_status failed = fail(error, LLM_ENGINE_FAILED, "ONNX Runtime failed at %s: %.*s",
+                                   doing, (int)strcspn(message, "\n"), message);
     api->ReleaseStatus(status);
     return failed;
 }

@@ -20,15 +20,15 @@ static llm_status require(bool holds, const char *name, const char *rule, llm_er
 }
 
 llm_status sampling_check(const llm_sampling *sampling, size_t vocab_size, llm_error *error) {
-    const float repetition = sampling->repetition_penalty;
+    const double repetition = sampling->repetition_penalty;
     TRY(require(sampling->temperature >= 0 && isfinite(sampling->temperature), "temperature",
                 "a number of at least 0", error));
     TRY(require(sampling->top_p >= 0 && sampling->top_p <= 1, "top_p", "above 0 and at most 1",
                 error));
     TRY(require(sampling->min_p >= 0 && sampling->min_p <= 1, "min_p", "from 0 to 1", error));
     TRY(require(repetition >= 0 && isfinite(repetition), "repetition_penalty", "above 0", error));
-    TRY(require(fabsf(sampling->presence_penalty) <= 2, "presence_penalty", "from -2 to 2", error));
-    TRY(require(fabsf(sampling->frequency_penalty) <= 2, "frequency_penalty", "from -2 to 2",
+    TRY(require(fabs(sampling->presence_penalty) <= 2, "presence_penalty", "from -2 to 2", error));
+    TRY(require(fabs(sampling->frequency_penalty) <= 2, "frequency_penalty", "from -2 to 2",
                 error));
     for (size_t i = 0; i < sampling->bias_count; i++) {
         const llm_token id = sampling->bias_ids[i];
@@ -58,8 +58,8 @@ static void penalize_generated(const Sampler *sampler, const llm_sampling *sampl
         if (*count == 0)
             continue;
         float *const score = &sampler->scores[text.ids[i]];
-        *score -= sampling->presence_penalty;
-        *score -= sampling->frequency_penalty * (float)*count;
+        *score -= (float)sampling->presence_penalty;
+        *score -= (float)sampling->frequency_penalty * (float)*count;
         *count = 0;
     }
 }
@@ -68,7 +68,7 @@ static void penalize(const Sampler *sampler, const llm_sampling *sampling, Text 
     for (size_t i = 0; i < sampling->bias_count; i++)
         sampler->scores[sampling->bias_ids[i]] += sampling->bias[i];
     if (sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1)
-        penalize_repetition(sampler, sampling->repetition_penalty, text);
+        penalize_repetition(sampler, (float)sampling->repetition_penalty, text);
     if (sampling->presence_penalty != 0 || sampling->frequency_penalty != 0)
         penalize_generated(sampler, sampling, text);
 }
@@ -150,7 +150,7 @@ static void keep_min_p(const Sampler *sampler, double min_p) {
 static void warp(const Sampler *sampler, const llm_sampling *sampling) {
     const size_t vocab_size = sampler->vocab_size;
     for (size_t i = 0; i < vocab_size; i++)
-        sampler->scores[i] /= sampling->temperature;
+        sampler->scores[i] /= (float)sampling->temperature;
     if (sampling->top_k > 0 && sampling->top_k < vocab_size) {
         memcpy(sampler->weights, sampler->scores, vocab_size * sizeof(float));
         const float smallest_kept = kth_highest(sampler->weights, vocab_size, sampling->top_k);

@@ -8,9 +8,9 @@
 /* What a choice needs beside its logits, for a vocabulary; allocated once. */
 typedef struct {
     size_t vocab_size;
-    float *scores;   /* [vocab] */
-    float *weights;  /* [vocab] */
-    uint32_t *order; /* [vocab] ids */
+    float *scores;    /* [vocab] */
+    float *weights;   /* [vocab] */
+    uint32_t *order;  /* [vocab] ids */
     uint32_t *counts; /* [vocab] zeros between two choices */
 } Sampler;
 

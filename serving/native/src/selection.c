@@ -20,9 +20,7 @@ static void swap(float *a, float *b) {
     *b = kept;
 }
 
-static float median(float a, float b, float c) {
-    return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
-}
+static float median(float a, float b, float c) { return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c)); }
 
 /* Hoare, "Algorithm 65: Find", 1961; the middle of three is the pivot. */
 float kth_highest(float *values, size_t count, size_t k) {

@@ -4,7 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The index of the highest value, the first of equal ones; that of the first NaN, if there is one. */
+/* The index of the highest value, the first of equal ones; that of the first NaN, if there is one.
+ */
 size_t index_of_highest(const float *values, size_t count);
 
 /* The k-th highest value, 1 <= k <= count; reorders them. There must be no NaN. */

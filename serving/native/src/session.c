@@ -137,8 +137,7 @@ static llm_status extend(llm_session *session, const llm_token *ids, size_t coun
     return status;
 }
 
-llm_status llm_prefill(llm_session *session, const llm_token *ids, size_t count,
-                       llm_error *error) {
+llm_status llm_prefill(llm_session *session, const llm_token *ids, size_t count, llm_error *error) {
     TRY(extend(session, ids, count, error));
     session->prompt_length = session->length;
     return LLM_OK;

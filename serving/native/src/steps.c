@@ -20,7 +20,8 @@ static const ONNXTensorElementDataType element_types[ELEMENT_TYPES] = {
     [INT8] = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
 };
 
-#define ORT(engine, call) TRY(onnxruntime_check((engine)->api, (engine)->api->call, "a step", error))
+#define ORT(engine, call)                                                                          \
+    TRY(onnxruntime_check((engine)->api, (engine)->api->call, "a step", error))
 
 static size_t binding_count(size_t rows) { return rows * (rows + 1) / 2; }
 
@@ -44,9 +45,9 @@ typedef OrtStatus *(*Bind)(OrtIoBinding *, const char *, const OrtValue *);
 static llm_status bind(const Engine *engine, Bind bind_to, OrtIoBinding *io, const char *name,
                        const Tensor *tensor, llm_error *error) {
     OrtValue *value;
-    ORT(engine, CreateTensorWithDataAsOrtValue(tensor->place, tensor->data, tensor->bytes,
-                                               tensor->shape, tensor->dimensions, tensor->type,
-                                               &value));
+    ORT(engine,
+        CreateTensorWithDataAsOrtValue(tensor->place, tensor->data, tensor->bytes, tensor->shape,
+                                       tensor->dimensions, tensor->type, &value));
     OrtStatus *const status = bind_to(io, name, value);
     engine->api->ReleaseValue(value);
     return onnxruntime_check(engine->api, status, name, error);
@@ -192,9 +193,9 @@ llm_status steps_run(const Steps *steps, const Step *step, llm_error *error) {
         TRY(bind_step(steps, &bound, binding->io, error));
         binding->decodes_to = decodes ? step->logits : NULL;
     }
-    ORT(engine, RunWithBinding(engine->session,
-                               step->count >= LONG_PROMPT ? engine->after_prompt : NULL,
-                               binding->io));
+    ORT(engine,
+        RunWithBinding(engine->session, step->count >= LONG_PROMPT ? engine->after_prompt : NULL,
+                       binding->io));
     const size_t values = step->rows * step->picked * steps->vocab_size;
     if (steps->logits == FLOAT16)
         widen_float16(step->logits, values);
