@@ -1,16 +1,15 @@
 """Opening a bundle: its checks, its engine, its tokenizer and its chat template."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle, EngineInfo, Target, open_bundle
 from serving.contract import CONTRACT_VERSION
 from serving.engine import Engine
+from serving.engine_plan import EnginePlan, Runtime
 from serving.errors import UserError
 from serving.generation import Model
 from serving.prompts import PromptEncoder
@@ -22,114 +21,8 @@ if TYPE_CHECKING:
     from serving.lora import AdapterTables
     from serving.onnxruntime import Provider
 
-Runtime = Literal["python", "native"]
-
 DEFAULT_CAPACITY = 4096
 DEFAULT_SLOTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class EnginePlan:
-    """An engine that is about to be opened."""
-
-    bundle: Bundle
-    engine: EngineInfo
-    slots: int
-    capacity: int
-    prepack: bool
-    prefix_rows: int = 0
-    adapters: "AdapterTables | None" = None
-    runtime: Runtime = "python"
-
-    @property
-    def rows(self) -> int:
-        """Rows of its KV cache."""
-        return self.slots + self.prefix_rows
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights, unless they are in memory already, and KV buffers."""
-        kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
-        weights = max(0, self.engine.weight_bytes - self.bundle.bytes_in_memory)
-        return weights + self.rows * self.capacity * kv_bytes
-
-    @property
-    def is_tensorrt(self) -> bool:
-        """Whether it is an engine of TensorRT or TensorRT-RTX."""
-        return self.engine.target != "onnxruntime"
-
-    def open(self, provider: "Provider", threads: int | None) -> Engine:
-        """Open the engine, or those of its stages, and allocate the KV buffers."""
-        if self.is_tensorrt:
-            return self._open_tensorrt()
-        if self.runtime == "native":
-            return self._open_native(threads)
-        return self._open_on_cuda() if provider == "cuda" else self._open_on_cpu(threads)
-
-    def _open_tensorrt(self) -> Engine:
-        from serving.tensorrt.engine import TensorrtEngine
-        from serving.tensorrt.opening import kept_kernels
-
-        return TensorrtEngine(
-            self.bundle.location(self.engine.file),
-            self.bundle.manifest.graph,
-            self.engine,
-            slots=self.rows,
-            capacity=self.capacity,
-            runtime_cache=kept_kernels(self.bundle, self.engine),
-        )
-
-    def _open_native(self, threads: int | None) -> Engine:
-        from serving.native.engine import NativeEngine
-
-        return NativeEngine(
-            self.bundle.path,
-            self.bundle.manifest.graph,
-            slots=self.rows,
-            capacity=self.capacity,
-            weight_bytes=self.engine.weight_bytes,
-            threads=threads,
-            prepack=self.prepack,
-        )
-
-    def _open_on_cuda(self) -> Engine:
-        from serving.onnxruntime_cuda import OnnxRuntimeCudaEngine
-
-        if self.engine.stages:
-            raise UserError(
-                "The bundle's engine is in stages, which run on the CPU only: leave provider out, "
-                "or export the model without --stages."
-            )
-        engine = OnnxRuntimeCudaEngine(
-            self.bundle.location(self.engine.file),
-            self.bundle.manifest.graph,
-            slots=self.rows,
-            capacity=self.capacity,
-            weight_bytes=self.engine.weight_bytes,
-        )
-        for remark in engine.remarks:
-            warnings.warn(remark, stacklevel=4)
-        return engine
-
-    def _open_on_cpu(self, threads: int | None) -> Engine:
-        from serving.onnxruntime import OnnxRuntimeEngine
-        from serving.pipeline import PipelineEngine
-
-        engines = [
-            OnnxRuntimeEngine(
-                self.bundle.location(file),
-                self.bundle.manifest.graph,
-                slots=self.rows,
-                capacity=self.capacity,
-                weight_bytes=weight_bytes,
-                threads=threads,
-                prepack=self.prepack,
-                takes_turns=bool(self.engine.stages),
-                adapters=self.adapters,
-            )
-            for file, weight_bytes in self.engine.parts
-        ]
-        return PipelineEngine(engines) if self.engine.stages else engines[0]
 
 
 def load(
@@ -158,12 +51,12 @@ def load(
     time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
     there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
     "cpu"); TensorRT runs on the GPU. ``runtime`` "native" runs ONNX Runtime's engines on the CPU by
-    libllm_runtime, with the same tokens; see docs/native.md. ``threads`` defaults to the physical cores, ``prefill_chunk``
-    is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV cache keep what
-    ended sequences computed, for prompts that begin alike. ``prepack`` makes steps of several rows
-    of a float engine in ONNX Runtime faster, for time and memory when it is opened. ``verify``
-    compares the files' checksums first. ``key_file`` has the key of encrypted bundles (default:
-    EXPORT_LLM_BUNDLE_KEY in the environment).
+    libllm_runtime, with the same tokens. ``threads`` defaults to the physical cores,
+    ``prefill_chunk`` is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV
+    cache keep what ended sequences computed, for prompts that begin alike. ``prepack`` makes steps
+    of several rows of a float engine in ONNX Runtime faster, for time and memory when it is opened.
+    ``verify`` compares the files' checksums first. ``key_file`` has the key of encrypted bundles
+    (default: EXPORT_LLM_BUNDLE_KEY in the environment).
 
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     an adapter can't be used, or the draft has other tokens.
@@ -250,8 +143,8 @@ def _check_runtime(runtime: Runtime, provider: "Provider | None", plans: list[En
         raise UserError(f"runtime is {runtime!r}, but must be one of python, native.")
     if runtime == "native" and (provider == "cuda" or any(plan.is_tensorrt for plan in plans)):
         raise UserError(
-            "runtime is 'native', which runs ONNX Runtime's engines on the CPU: leave runtime= out, "
-            "or take target='onnxruntime' and provider='cpu'."
+            "runtime is 'native', which runs engines of ONNX Runtime on the CPU: leave runtime= "
+            "out, or take target='onnxruntime' and provider='cpu'."
         )
 
 

@@ -261,7 +261,8 @@ def warp(scores: FloatArray, parameters: SamplingParameters) -> FloatArray:
 
 def _below_min_p(scores: FloatArray, min_p: float) -> npt.NDArray[np.bool_]:
     """Whether each token is less likely than the likeliest times ``min_p``."""
-    below = scores < scores.max() + np.float32(math.log(min_p) - 1)  # surely
+    surely = scores.max() + np.float32(math.log(min_p) - 1)
+    below: npt.NDArray[np.bool_] = scores < surely
     close = np.flatnonzero(~below)
     below[close] = exponentials(scores[close]) < np.float32(min_p)
     return below
@@ -292,7 +293,8 @@ def exponentials(scores: FloatArray) -> FloatArray:
     float64 to where that rounding changes (all were tried), and no mathematical library errs so
     much: so they are the same everywhere. Scores may hold -inf.
     """
-    return np.exp(scores - scores.max(), dtype=np.float64).astype(np.float32)
+    exact: Float64Array = np.exp(scores - scores.max(), dtype=np.float64)
+    return exact.astype(np.float32)
 
 
 def total(numbers: FloatArray) -> np.float64:

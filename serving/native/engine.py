@@ -144,8 +144,8 @@ class _LibraryBuffer(HostBuffer):
     def __init__(self, address: int, shape: Shape, dtype: CacheDType) -> None:
         storage = STORAGE[dtype]
         nbytes = int(np.prod(shape)) * storage.itemsize
-        memory = (ctypes.c_char * nbytes).from_address(address)
-        self.array = np.frombuffer(memory, storage).reshape(shape)
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        self.array = np.ctypeslib.as_array(memory).view(storage).reshape(shape)
         self.shape, self.address, self.nbytes = shape, address, nbytes
 
 
