@@ -159,6 +159,12 @@ bool tokenizer_is_byte(const Tokenizer *tokenizer, llm_token id) {
     return text && decoder_takes_as_byte(&tokenizer->decoder, text, size);
 }
 
+/* tokenizers compares a token's normalized text with those of special tokens. */
+static bool is_skipped(const Tokenizer *tokenizer, llm_token id) {
+    const AddedToken *added = added_token_of(&tokenizer->added, (uint64_t)id);
+    return added && added->is_special && !added->is_changed;
+}
+
 llm_status tokenizer_decode(const Tokenizer *tokenizer, const llm_token *ids, size_t count,
                             bool skips_special, TokenizerScratch *scratch, const char **text,
                             size_t *size, llm_error *error) {
@@ -167,7 +173,7 @@ llm_status tokenizer_decode(const Tokenizer *tokenizer, const llm_token *ids, si
     for (size_t i = 0; i < count; i++) {
         size_t length;
         const char *token = text_of(tokenizer, ids[i], &length);
-        if (token && !(skips_special && tokenizer_is_silent(tokenizer, ids[i])))
+        if (token && !(skips_special && is_skipped(tokenizer, ids[i])))
             TRY(pieces_add(pieces, token, length, &scratch->memory, error));
     }
     return decoder_run(&tokenizer->decoder, pieces, &scratch->regex, text, size, error);

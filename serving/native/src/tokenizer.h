@@ -59,7 +59,7 @@ llm_status tokenizer_decode(const Tokenizer *tokenizer, const llm_token *ids, si
                             bool skips_special, TokenizerScratch *scratch, const char **text,
                             size_t *size, llm_error *error);
 
-/* Whether decoding without special tokens leaves a token out. */
+/* Whether a token is special, or there is no such token: streaming leaves it out. */
 bool tokenizer_is_silent(const Tokenizer *tokenizer, llm_token id);
 
 /* Whether a token is a byte, of which a character may consist together with others. */

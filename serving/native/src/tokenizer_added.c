@@ -198,21 +198,32 @@ static llm_status order_by_id(AddedTokens *added, llm_error *error) {
     return LLM_OK;
 }
 
+/* Let a token that is found in normalized text be what normalization makes of it. */
+static llm_status normalize_token(AddedToken *token, const Normalizer *normalizer,
+                                  NormalizerScratch *scratch, RegexScratch *regex_scratch,
+                                  Memory *memory, llm_error *error) {
+    const char *text = token->text;
+    size_t size = token->size;
+    char *copy;
+    TRY(normalizer_run(normalizer, &text, &size, scratch, regex_scratch, error));
+    token->is_changed = size != token->size || memcmp(text, token->text, size) != 0;
+    if (!token->is_changed)
+        return LLM_OK;
+    TRY(memory_take(memory, size + 1, 1, &copy, error));
+    memcpy(copy, text, size);
+    token->text = copy;
+    token->size = size;
+    return LLM_OK;
+}
+
 /* Special tokens come first: where two are written alike, it is them that are found. */
-static llm_status build_tries(AddedTokens *added, const Normalizer *normalizer,
-                              NormalizerScratch *scratch, RegexScratch *regex_scratch,
-                              Memory *memory, llm_error *error) {
+static llm_status build_tries(AddedTokens *added, Memory *memory, llm_error *error) {
     for (int is_special = 1; is_special >= 0; is_special--)
         for (size_t i = 0; i < added->count; i++) {
             const AddedToken *token = &added->tokens[i];
-            const char *text = token->text;
-            size_t size = token->size;
-            if (token->is_special != is_special)
-                continue;
-            if (token->is_normalized)
-                TRY(normalizer_run(normalizer, &text, &size, scratch, regex_scratch, error));
-            TRY(trie_add(token->is_normalized ? &added->normalized : &added->raw, text, size,
-                         (uint32_t)i, memory, error));
+            Trie *trie = token->is_normalized ? &added->normalized : &added->raw;
+            if (token->is_special == is_special)
+                TRY(trie_add(trie, token->text, token->size, (uint32_t)i, memory, error));
         }
     return LLM_OK;
 }
@@ -224,8 +235,12 @@ llm_status added_tokens_read(JsonValue json, const Vocabulary *vocabulary,
     const size_t count = json_count(json);
     TRY(memory_take(memory, count, sizeof *added->tokens, &added->tokens, error));
     TRY(memory_take(memory, count, sizeof *added->by_id, &added->by_id, error));
-    for (JsonItems items = json_items(json); json_next(&items); added->count++)
-        TRY(read_token(items.value, vocabulary, memory, &added->tokens[added->count], error));
+    for (JsonItems items = json_items(json); json_next(&items); added->count++) {
+        AddedToken *token = &added->tokens[added->count];
+        TRY(read_token(items.value, vocabulary, memory, token, error));
+        if (token->is_normalized)
+            TRY(normalize_token(token, normalizer, scratch, regex_scratch, memory, error));
+    }
     TRY(order_by_id(added, error));
-    return build_tries(added, normalizer, scratch, regex_scratch, memory, error);
+    return build_tries(added, memory, error);
 }

@@ -5,11 +5,12 @@
 #include "tokenizer_vocabulary.h"
 
 typedef struct {
-    const char *text;
+    const char *text; /* normalized, if it is found in normalized text */
     size_t size;
     uint32_t id;
     bool is_special;
-    bool is_single_word;            /* only where no word character is beside it */
+    bool is_changed;     /* normalization changes its text: then decoding doesn't skip it */
+    bool is_single_word; /* only where no word character is beside it */
     bool strips_left, strips_right; /* spaces beside it belong to it */
     bool is_normalized;             /* found in normalized text, as it is when normalized */
 } AddedToken;
