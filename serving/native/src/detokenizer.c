@@ -19,9 +19,10 @@ void detokenizer_restart(Detokenizer *detokenizer) {
 /* Decode all of the window but its first `from` tokens. */
 static llm_status decode_window(Detokenizer *detokenizer, size_t from, const char **text,
                                 size_t *size, llm_error *error) {
+    const size_t count = detokenizer->window.count - from;
     const llm_token *ids = detokenizer->window.items;
-    return tokenizer_decode(detokenizer->tokenizer, ids + from, detokenizer->window.count - from,
-                            true, detokenizer->scratch, text, size, error);
+    return tokenizer_decode(detokenizer->tokenizer, count ? ids + from : NULL, count, true,
+                            detokenizer->scratch, text, size, error);
 }
 
 static bool is_character_start(char c) { return ((unsigned char)c & 0xc0) != 0x80; }
@@ -69,8 +70,9 @@ llm_status detokenizer_push(Detokenizer *detokenizer, llm_token id, const char *
     }
     skip_given(detokenizer, text, size);
     window->count -= detokenizer->given;
-    memmove(window->items, (llm_token *)window->items + detokenizer->given,
-            window->count * sizeof id);
+    if (detokenizer->given)
+        memmove(window->items, (llm_token *)window->items + detokenizer->given,
+                window->count * sizeof id);
     detokenizer->given = window->count;
     detokenizer->given_characters = characters;
     return LLM_OK;

@@ -113,6 +113,7 @@ llm_status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t
     const size_t after = adds_special_tokens ? tokenizer->after_count : 0;
     if (size > LONGEST_TEXT)
         return fail(error, LLM_NO_ROOM, "A text of %zu bytes is too long to tokenize.", size);
+    text = size ? text : "";
     scratch->ids.count = 0;
     TRY(mend(&text, &size, scratch, error));
     TRY(encode(&encoder, text, size));

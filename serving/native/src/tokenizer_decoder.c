@@ -99,10 +99,10 @@ static int fallback_byte(const char *text, size_t size) {
  */
 static llm_status end_run(Pieces *out, size_t start, Memory *memory, llm_error *error) {
     const size_t size = out->text.count - start;
-    const char *bytes = (char *)out->text.items + start;
     bool is_valid = true;
     if (size == 0)
         return LLM_OK;
+    const char *bytes = (char *)out->text.items + start;
     for (size_t at = 0; at < size && is_valid;) {
         uint32_t code_point;
         at += utf8_read(bytes + at, size - at, &code_point);
@@ -228,6 +228,9 @@ llm_status decoder_run(const Decoder *decoder, Pieces pieces[2], RegexScratch *s
                        const char **text, size_t *size, llm_error *error) {
     Pieces *in = &pieces[0], *out = &pieces[1];
     const size_t steps = decoder->is_missing ? 1 : decoder->count;
+    /* There is memory for texts, even for one of nothing. */
+    TRY(buffer_reserve(&in->text, 1, 1, scratch->memory, error));
+    TRY(buffer_reserve(&out->text, 1, 1, scratch->memory, error));
     for (size_t i = 0; i < steps; i++) {
         out->text.count = out->ends.count = 0;
         if (decoder->is_missing)

@@ -121,14 +121,19 @@ def framed(tokenizer: Tokenizer, single: str) -> Tokenizer:
 class Kinds:
     """The tokenizers of all kinds, from a vocabulary of bytes and one of characters."""
 
-    def __init__(self, texts: Sequence[str], size: int) -> None:
-        self.bytes = learn(texts, size, byte_level=True)
-        self.characters = learn(texts, size, byte_level=False)
+    def __init__(self, bytes_: Vocabulary, characters: Vocabulary) -> None:
+        self.bytes = bytes_
+        self.characters = characters
         self.makers: dict[str, Kind] = {
             name.removeprefix("make_"): getattr(self, name)
             for name in dir(self)
             if name.startswith("make_")
         }
+
+    @classmethod
+    def learnt(cls, texts: Sequence[str], size: int) -> "Kinds":
+        """With vocabularies of this size, trained on ``texts``."""
+        return cls(learn(texts, size, byte_level=True), learn(texts, size, byte_level=False))
 
     def make_gpt2(self) -> Tokenizer:
         tokenizer = byte_level(self.bytes, special=("<|endoftext|>",))
