@@ -4,8 +4,7 @@
 Tokenizers split text by Unicode's categories, and some normalise it (NFC). The tables are those of
 the `tokenizers` library, so that the same text gets the same tokens: categories of Unicode 16, as
 its regular expressions have them, and the compositions that its normaliser knows, those of Unicode
-9. So this needs a Python with Unicode 16 (3.14, or `pip install unicodedata2==16.0.0`) and
-`tokenizers`.
+9. So this needs `pip install unicodedata2==16.0.0`.
 
 A table of a byte for each code point has three stages: blocks of 16 code points, of which only the
 different ones are stored, groups of 32 blocks, likewise, and the group of each 512 code points.
@@ -15,12 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
+import unicodedata2 as unicodedata  # type: ignore[import-not-found]
 from tokenizers import normalizers
-
-try:
-    import unicodedata2 as unicodedata
-except ImportError:
-    import unicodedata
 
 VERSION = "16.0.0"
 SOURCES = Path(__file__).parents[1] / "serving" / "native" / "src"
@@ -55,7 +50,7 @@ HEADER = f"""/* Of Unicode {VERSION}. Written by scripts/unicode_tables.py. */
 @click.command(help=__doc__)
 def main() -> None:
     if unicodedata.unidata_version != VERSION:
-        raise click.ClickException(f"this Python has Unicode {unicodedata.unidata_version}")
+        raise click.ClickException(f"unicodedata2 has Unicode {unicodedata.unidata_version}")
     write("unicode_categories_table.h", categories())
     write("unicode_nfc_table.h", normalisation())
 

@@ -8,7 +8,7 @@
 
 llm_status buffer_reserve(Buffer *buffer, size_t more, size_t item_bytes, Memory *memory,
                           llm_error *error) {
-    if (buffer->capacity - buffer->count >= more)
+    if (buffer->items && buffer->capacity - buffer->count >= more)
         return LLM_OK;
     size_t capacity = buffer->capacity ? buffer->capacity : SMALLEST;
     while (capacity - buffer->count < more && capacity <= SIZE_MAX / 4)

@@ -10,7 +10,7 @@ typedef struct {
     size_t capacity;
 } Buffer;
 
-/* Make room for `more` items after those that are there. */
+/* Make room for `more` items after those that are there. `items` isn't NULL then, even for none. */
 llm_status buffer_reserve(Buffer *buffer, size_t more, size_t item_bytes, Memory *memory,
                           llm_error *error);
 

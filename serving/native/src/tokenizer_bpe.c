@@ -192,44 +192,57 @@ llm_status bpe_encode(const Bpe *bpe, const char *word, size_t size, BpeScratch 
 
 /* ---- Reading ---- */
 
-/* The tokens of a merge: ["a", "b"], or "a b" in older files. */
-static llm_status read_pair(const Vocabulary *vocabulary, JsonValue merge, Buffer *joined,
-                            uint32_t *left, uint32_t *right, uint32_t *merged, Memory *memory,
-                            llm_error *error) {
-    const char *broken = "A merge of tokenizer.json isn't of two tokens that make a third.";
-    size_t left_size = 0;
-    joined->count = 0;
-    if (json_type(merge) == JSON_STRING) {
-        const size_t size = json_string_size(merge);
-        TRY(buffer_reserve(joined, size, 1, memory, error));
-        char *text = joined->items, *space;
-        json_string_copy(merge, text);
-        if (!(space = memchr(text, ' ', size)) || memchr(space + 1, ' ', text + size - space - 1))
-            return fail(error, LLM_DAMAGED, "%s", broken);
-        left_size = (size_t)(space - text);
-        memmove(space, space + 1, size - left_size - 1);
-        joined->count = size - 1;
-    } else {
-        JsonItems items = json_items(merge);
-        for (int part = 0; part < 2; part++) {
-            if (!json_next(&items) || json_type(items.value) != JSON_STRING)
-                return fail(error, LLM_DAMAGED, "%s", broken);
-            const size_t size = json_string_size(items.value);
-            TRY(buffer_reserve(joined, size, 1, memory, error));
-            json_string_copy(items.value, (char *)joined->items + joined->count);
-            joined->count += size;
-            left_size = part == 0 ? size : left_size;
-        }
-        if (json_next(&items))
-            return fail(error, LLM_DAMAGED, "%s", broken);
-    }
-    const char *text = joined->items;
-    *left = vocabulary_find(vocabulary, text, left_size);
-    *right = vocabulary_find(vocabulary, text + left_size, joined->count - left_size);
-    *merged = vocabulary_find(vocabulary, text, joined->count);
-    if (*left == NO_TOKEN || *right == NO_TOKEN || *merged == NO_TOKEN)
-        return fail(error, LLM_DAMAGED, "%s", broken);
+/* Append a JSON string's text. */
+static llm_status append_string(JsonValue string, Buffer *text, Memory *memory, llm_error *error) {
+    const size_t size = json_string_size(string);
+    TRY(buffer_reserve(text, size, 1, memory, error));
+    json_string_copy(string, (char *)text->items + text->count);
+    text->count += size;
     return LLM_OK;
+}
+
+/* Write the tokens of a merge, ["a", "b"] or "a b" in older files, one behind the other. The second
+ * begins at `*second`; that is SIZE_MAX if there aren't two. */
+static llm_status join_pair(JsonValue merge, Buffer *joined, size_t *second, Memory *memory,
+                            llm_error *error) {
+    JsonItems items = json_items(merge);
+    joined->count = 0;
+    *second = SIZE_MAX;
+    if (json_type(merge) == JSON_STRING) {
+        TRY(append_string(merge, joined, memory, error));
+        char *text = joined->items, *space = memchr(text, ' ', joined->count);
+        if (!space)
+            return LLM_OK;
+        joined->count--;
+        *second = (size_t)(space - text);
+        memmove(space, space + 1, joined->count - *second);
+        return LLM_OK;
+    }
+    if (!json_next(&items))
+        return LLM_OK;
+    TRY(append_string(items.value, joined, memory, error));
+    const size_t first_size = joined->count;
+    if (!json_next(&items))
+        return LLM_OK;
+    TRY(append_string(items.value, joined, memory, error));
+    *second = json_next(&items) ? SIZE_MAX : first_size;
+    return LLM_OK;
+}
+
+static llm_status read_merge(const Vocabulary *vocabulary, JsonValue json, Buffer *joined,
+                             Merge *merge, Memory *memory, llm_error *error) {
+    size_t second;
+    TRY(join_pair(json, joined, &second, memory, error));
+    if (second < joined->count) {
+        const char *text = joined->items;
+        merge->left = vocabulary_find(vocabulary, text, second);
+        merge->right = vocabulary_find(vocabulary, text + second, joined->count - second);
+        merge->merged = vocabulary_find(vocabulary, text, joined->count);
+        if (merge->left != NO_TOKEN && merge->right != NO_TOKEN && merge->merged != NO_TOKEN)
+            return LLM_OK;
+    }
+    return fail(error, LLM_DAMAGED,
+                "A merge of tokenizer.json isn't of two tokens that make a third.");
 }
 
 static llm_status read_merges(JsonValue merges, Memory *memory, Bpe *bpe, llm_error *error) {
@@ -245,8 +258,7 @@ static llm_status read_merges(JsonValue merges, Memory *memory, Bpe *bpe, llm_er
         bpe->merges[i].rank = NO_RANK;
     for (JsonItems items = json_items(merges); json_next(&items); rank++) {
         Merge merge = {.rank = rank};
-        TRY(read_pair(&bpe->vocabulary, items.value, &joined, &merge.left, &merge.right,
-                      &merge.merged, memory, error));
+        TRY(read_merge(&bpe->vocabulary, items.value, &joined, &merge, memory, error));
         bpe->merges[merge_slot(bpe, merge.left, merge.right)] = merge;
     }
     return LLM_OK;

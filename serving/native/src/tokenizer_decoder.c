@@ -228,9 +228,8 @@ llm_status decoder_run(const Decoder *decoder, Pieces pieces[2], RegexScratch *s
                        const char **text, size_t *size, llm_error *error) {
     Pieces *in = &pieces[0], *out = &pieces[1];
     const size_t steps = decoder->is_missing ? 1 : decoder->count;
-    /* There is memory for texts, even for one of nothing. */
-    TRY(buffer_reserve(&in->text, 1, 1, scratch->memory, error));
-    TRY(buffer_reserve(&out->text, 1, 1, scratch->memory, error));
+    TRY(buffer_reserve(&in->text, 0, 1, scratch->memory, error));
+    TRY(buffer_reserve(&out->text, 0, 1, scratch->memory, error));
     for (size_t i = 0; i < steps; i++) {
         out->text.count = out->ends.count = 0;
         if (decoder->is_missing)

@@ -1,6 +1,5 @@
 """Parts of the native runtime as shared libraries, with everything in them visible to ctypes."""
 
-import ctypes
 import subprocess
 from pathlib import Path
 
@@ -9,15 +8,25 @@ import pytest
 from tests.conftest import ROOT
 from tests.exports import once
 
-SOURCES = ROOT / "serving" / "native" / "src"
-FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
+NATIVE = ROOT / "serving" / "native"
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
 
 
-def compiled(factory: pytest.TempPathFactory, name: str, *sources: str) -> ctypes.CDLL:
-    """The library ``name`` of these files of ``serving/native/src``."""
+def compile_library(library: Path, *sources: str, harness: Path | None = None) -> Path:
+    """Compile these files of ``serving/native/src``, and one of the tests."""
+    files = [NATIVE / "src" / source for source in sources]
+    folders = [f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'include'}"]
+    files += [harness] if harness else []
+    subprocess.run(["cc", *FLAGS, *folders, "-o", str(library), *map(str, files)], check=True)
+    return library
+
+
+def compiled(
+    factory: pytest.TempPathFactory, name: str, *sources: str, harness: Path | None = None
+) -> Path:
+    """The library ``name``, compiled once a session."""
 
     def make(path: Path) -> None:
-        files = [str(SOURCES / source) for source in sources]
-        subprocess.run(["cc", *FLAGS, "-o", str(path), *files], check=True)
+        compile_library(path, *sources, harness=harness)
 
-    return ctypes.CDLL(str(once(factory, f"native/{name}.so", make)))
+    return once(factory, f"native/{name}.so", make)

@@ -16,9 +16,6 @@ SOURCES = (
 )
 OK, DAMAGED, UNSUPPORTED, OUT_OF_MEMORY = 0, 4, 5, 6
 
-Ids = ctypes.POINTER(ctypes.c_int64)
-Sizes = ctypes.POINTER(ctypes.c_size_t)
-
 
 class Error(ctypes.Structure):
     """``llm_error``."""
@@ -84,13 +81,13 @@ class NativeTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens. It fails if it isn't UTF-8."""
-        text, size = ctypes.POINTER(ctypes.c_char)(), ctypes.c_size_t()
+        text, size = ctypes.c_void_p(), ctypes.c_size_t()
         self._call(
             "decode",
             *(self._pointer, (ctypes.c_int64 * len(ids))(*ids), ctypes.c_size_t(len(ids))),
             *(ctypes.c_bool(skip_special_tokens), ctypes.byref(text), ctypes.byref(size)),
         )
-        return text[: size.value].decode() if size.value else ""
+        return ctypes.string_at(text, size.value).decode()
 
     def stream(self, ids: Sequence[int]) -> list[str]:
         """The piece of text that each token adds, and what comes at the end."""

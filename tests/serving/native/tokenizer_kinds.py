@@ -19,6 +19,13 @@ from tokenizers import (
 )
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from transformers import (
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+)
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -44,7 +51,7 @@ DEEPSEEK_3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
-KIMI = r"[\p{Han}]+|" + O200K.replace(r"\p{L}]?[", r"\p{L}]?[", 1)
+KIMI = r"[\p{Han}]+|" + O200K
 BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"  # a class in a class, as it is published
 RIGHT_TO_LEFT_DIGITS = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))|\P{N}+"
 
@@ -116,6 +123,12 @@ def framed(tokenizer: Tokenizer, single: str) -> Tokenizer:
         single=single, pair=f"{single} $B:1", special_tokens=tokens
     )
     return tokenizer
+
+
+def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """What transformers' class makes of a vocabulary and merges."""
+    made: Tokenizer = tokenizer.backend_tokenizer
+    return made
 
 
 class Kinds:
@@ -201,8 +214,8 @@ class Kinds:
     def make_roberta(self) -> Tokenizer:
         tokenizer = byte_level(self.bytes, special=(BOS, EOS))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        ends = [(token, tokenizer.token_to_id(token)) for token in (EOS, BOS)]
-        tokenizer.post_processor = processors.RobertaProcessing(*ends)
+        end, start = ((token, tokenizer.get_vocab()[token]) for token in (EOS, BOS))
+        tokenizer.post_processor = processors.RobertaProcessing(end, start)
         mask = AddedToken("<mask>", lstrip=True, normalized=False)
         tokenizer.add_special_tokens([mask])
         return tokenizer
@@ -232,6 +245,18 @@ class Kinds:
         spaces = [AddedToken("▁" * n, normalized=False) for n in range(2, 6)]
         tokenizer.add_tokens([*runs, *spaces, AddedToken("<div>", normalized=False)])
         return framed(tokenizer, f"{BOS} $A")
+
+    def make_transformers_llama(self) -> Tokenizer:
+        return backend(LlamaTokenizer(*self.characters, add_bos_token=True))
+
+    def make_transformers_gemma(self) -> Tokenizer:
+        return backend(GemmaTokenizer(*self.characters))
+
+    def make_transformers_qwen2(self) -> Tokenizer:
+        return backend(Qwen2Tokenizer(*self.bytes))
+
+    def make_transformers_gpt2(self) -> Tokenizer:
+        return backend(GPT2Tokenizer(*self.bytes))
 
     def make_added(self) -> Tokenizer:
         """Added tokens of all sorts, and no decoder of its own."""
