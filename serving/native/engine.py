@@ -58,6 +58,7 @@ class NativeEngine(Closing):
             threads=threads or 0,
             skip_checksums=True,
             prepack=prepack,
+            without_tokenizer=True,
         )
         rows = SessionOptions(capacity=capacity, rows=slots)
         try:

@@ -53,6 +53,7 @@ class ModelOptions(_Sized):
         ("threads", c_size_t),
         ("skip_checksums", c_bool),
         ("prepack", c_bool),
+        ("without_tokenizer", c_bool),
         ("allocator", Allocator),
     )
 

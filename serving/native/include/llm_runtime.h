@@ -12,8 +12,9 @@
  * session belongs to one thread at a time; sessions don't know of each other. There is no global
  * state: errors are written where the caller says.
  *
- * Memory. All of the library's memory is allocated by llm_model_open and llm_session_create, with
- * the allocator of the model's options. Nothing else allocates, but for ONNX Runtime itself.
+ * Memory. The library's memory is allocated by llm_model_open and llm_session_create, with the
+ * allocator of the model's options: no step allocates, but in ONNX Runtime itself. Texts are the
+ * exception: tokenizing one, or an unusually long piece of one, may take more.
  *
  * Versions. A structure that a caller fills begins with its `size`, so that fields can be added at
  * its end. Every field may be left 0 and then has the default that it documents. Functions and
@@ -89,7 +90,8 @@ typedef struct llm_model_options {
     bool skip_checksums;     /* Compare the files' sizes only. */
     bool prepack;            /* Copy float weights into the kernels' layout: more memory, faster
                               * prefill. */
-    llm_allocator allocator; /* Zeros: malloc and free. */
+    bool without_tokenizer;  /* Take and give token ids only. */
+    llm_allocator allocator; /* Zeros: calloc and free. */
 } llm_model_options;
 
 /* Open the bundle in a directory and check its files. `options` may be NULL. */

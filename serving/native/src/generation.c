@@ -22,7 +22,8 @@ static bool is_eos(const Manifest *manifest, llm_token id) {
 static llm_status append_prompt(llm_session *session, const llm_generation *wish,
                                 llm_error *error) {
     const size_t before = session->length;
-    TRY(session_append(session, wish->prompt, wish->prompt_count, error));
+    TRY(wish->prompt_text ? session_append_text(session, wish->prompt_text, error)
+                          : session_append(session, wish->prompt, wish->prompt_count, error));
     if (session->length == 0)
         return fail(error, LLM_INVALID_ARGUMENT, "The prompt is empty: give at least one token.");
     if (session->length == session->cache.capacity) {
@@ -45,16 +46,23 @@ static llm_status choose_next(Generation *generation, llm_token *id, llm_error *
     return session_append(session, id, 1, error);
 }
 
-static void take(Generation *generation, llm_token id) {
+/* Say why a text ends with its newest token, if it does, and give its piece to the caller. */
+static llm_status take(Generation *generation, llm_token id, llm_error *error) {
     const llm_generation *const wish = generation->wish;
+    llm_session *const session = generation->session;
     llm_generated *const made = &generation->made;
     if (++made->new_tokens == generation->most)
         made->finish = LLM_FINISH_LENGTH;
-    if (!wish->ignore_eos && is_eos(&generation->session->model->manifest, id))
+    if (!wish->ignore_eos && is_eos(&session->model->manifest, id))
         made->finish = LLM_FINISH_EOS;
-    const llm_piece piece = {.id = id, .text = "", .length = 0, .finish = made->finish};
-    if (wish->on_piece && !wish->on_piece(&piece, wish->user_data) && !made->finish)
+    if (!wish->on_piece)
+        return LLM_OK;
+    llm_piece piece = {.id = id, .finish = made->finish};
+    TRY(text_stream_push(&session->stream, id, made->finish != LLM_RUNNING, &piece.text,
+                         &piece.length, error));
+    if (!wish->on_piece(&piece, wish->user_data) && made->finish == LLM_RUNNING)
         made->finish = LLM_FINISH_STOPPED;
+    return LLM_OK;
 }
 
 llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_generated *generated,
@@ -68,6 +76,7 @@ llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_ge
     TRY(append_prompt(session, &given, error));
     if (given.has_seed)
         llm_session_seed(session, given.seed);
+    text_stream_restart(&session->stream);
     const size_t room = session->cache.capacity - session->length;
     generation.most =
         given.max_new_tokens && given.max_new_tokens < room ? given.max_new_tokens : room;
@@ -76,7 +85,7 @@ llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_ge
         llm_token id;
         TRY(session_run(session, error));
         TRY(choose_next(&generation, &id, error));
-        take(&generation, id);
+        TRY(take(&generation, id, error));
     }
     if (generated)
         *generated = generation.made;

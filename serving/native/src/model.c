@@ -5,11 +5,43 @@
 
 #include <string.h>
 
+static llm_status read_tokenizer(const char *bundle, Memory *scratch, llm_model *model,
+                                 llm_error *error) {
+    const char *path, *text;
+    size_t size;
+    TRY(path_join(bundle, "tokenizer.json", scratch, &path, error));
+    TRY(file_read(path, scratch, &text, &size, error));
+    return tokenizer_open(text, size, &model->memory, &model->tokenizer, error);
+}
+
+/* Bundles whose tokenizer this library doesn't have still run token ids. */
+static llm_status open_tokenizer(const char *bundle, const llm_model_options *options,
+                                 llm_model *model, llm_error *error) {
+    if (options->without_tokenizer || !manifest_file(&model->manifest, "tokenizer.json")) {
+        fail(&model->no_tokenizer, LLM_UNSUPPORTED,
+             "The model has no tokenizer: give token ids, or a bundle with a tokenizer.json.");
+        return LLM_OK;
+    }
+    Memory scratch = memory_from(&options->allocator);
+    llm_status status = read_tokenizer(bundle, &scratch, model, &model->no_tokenizer);
+    memory_free(&scratch);
+    if (status == LLM_OK || status == LLM_UNSUPPORTED)
+        return LLM_OK;
+    return fail(error, status, "%s", model->no_tokenizer.message);
+}
+
+llm_status model_tokenizer(const llm_model *model, const Tokenizer **tokenizer, llm_error *error) {
+    *tokenizer = model->tokenizer;
+    return model->tokenizer ? LLM_OK
+                            : fail(error, LLM_UNSUPPORTED, "%s", model->no_tokenizer.message);
+}
+
 static llm_status open_into(const char *bundle, const llm_model_options *options, llm_model *model,
                             llm_error *error) {
     const char *graph;
     Memory *const memory = &model->memory;
     TRY(bundle_open(bundle, !options->skip_checksums, memory, &model->manifest, error));
+    TRY(open_tokenizer(bundle, options, model, error));
     TRY(path_join(bundle, model->manifest.engine_file, memory, &graph, error));
     return engine_open(graph, &model->manifest, options, memory, &model->engine, error);
 }
@@ -54,6 +86,7 @@ void llm_model_describe(const llm_model *model, llm_model_info *info) {
         .bos = manifest->bos,
         .eos = manifest->eos,
         .eos_count = manifest->eos_count,
+        .has_tokenizer = model->tokenizer != NULL,
         .layers = manifest->layer_count,
         .onnxruntime_version = model->engine.version,
         .kernels = model->engine.kernels,

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* getrandom, clock_gettime */
 #include "random.h"
 
 #include <stddef.h>

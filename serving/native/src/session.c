@@ -42,6 +42,7 @@ static llm_status create_in(const llm_session_options *options, llm_session *ses
     TRY(memory_take(memory, capacity, sizeof(llm_token), &session->tokens, error));
     TRY(memory_take(memory, manifest->vocab_size, sizeof(float), &session->logits, error));
     TRY(sampler_create(manifest->vocab_size, memory, &session->sampler, error));
+    TRY(text_stream_create(model, &session->stream, error));
     TRY(kv_cache_create(&model->engine, manifest, rows, capacity, memory, &session->cache, error));
     return steps_create(&model->engine, manifest, &session->cache, memory, &session->steps, error);
 }
@@ -67,6 +68,7 @@ void llm_session_free(llm_session *session) {
     if (!session)
         return;
     steps_free(&session->steps);
+    text_stream_free(&session->stream);
     kv_cache_free(&session->model->engine, &session->cache);
     Memory memory = session->memory; /* the session is in it */
     memory_free(&memory);
@@ -101,9 +103,20 @@ llm_status session_append(llm_session *session, const llm_token *ids, size_t cou
                         "There is a token id %lld, but this model's ids are from 0 to %zu: use the "
                         "tokenizer that belongs to it.",
                         (long long)ids[i], vocab_size - 1);
-    memcpy(session->tokens + session->length, ids, count * sizeof *ids);
+    memmove(session->tokens + session->length, ids, count * sizeof *ids);
     session->length += count;
     return LLM_OK;
+}
+
+llm_status session_append_text(llm_session *session, const char *text, llm_error *error) {
+    const Tokenizer *tokenizer;
+    size_t count;
+    TRY(model_tokenizer(session->model, &tokenizer, error));
+    llm_token *const ids = session->tokens + session->length;
+    TRY(tokenizer_encode(tokenizer, text, strlen(text), session->length == 0,
+                         &session->stream.scratch, ids, session->cache.capacity - session->length,
+                         &count, error));
+    return session_append(session, ids, count, error);
 }
 
 llm_status session_run(llm_session *session, llm_error *error) {

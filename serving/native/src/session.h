@@ -4,6 +4,7 @@
 #include "model.h"
 #include "sampling.h"
 #include "steps.h"
+#include "text_stream.h"
 
 struct llm_session {
     Memory memory; /* holds this too */
@@ -14,6 +15,7 @@ struct llm_session {
     float *logits; /* [vocab_size] of the last token, if all of the text was run */
     Sampler sampler;
     Random random;
+    TextStream stream;
     llm_token *tokens; /* [capacity] the text */
     size_t length;
     size_t prompt_length; /* tokens that weren't generated */
@@ -23,6 +25,9 @@ struct llm_session {
 /* Append tokens, which a step will run. Fails with LLM_NO_ROOM or LLM_INVALID_ARGUMENT. */
 llm_status session_append(llm_session *session, const llm_token *ids, size_t count,
                           llm_error *error);
+
+/* Append the tokens of a text, with the tokenizer's special ones if it is the first. */
+llm_status session_append_text(llm_session *session, const char *text, llm_error *error);
 
 /* Run what wasn't run yet, the last token at least. The text must not be empty. */
 llm_status session_run(llm_session *session, llm_error *error);
