@@ -239,8 +239,8 @@ static const char *end_of_string(const char *at) {
     return at + 1;
 }
 
-/* Where a value ends. Depth needs no stack: the brackets are known to match. */
-static const char *end_of_value(const char *at, const char *limit) {
+/* Where an array or object ends. Depth needs no stack: the brackets are known to match. */
+static const char *end_of_items(const char *at) {
     size_t depth = 0;
     do {
         switch (*at) {
@@ -258,12 +258,20 @@ static const char *end_of_value(const char *at, const char *limit) {
             at++;
             break;
         default:
-            /* A word or a number, or what separates values. */
-            do
-                at++;
-            while (at < limit && !memchr("\"{}[],: \n\t\r", *at, 11));
+            at++;
         }
     } while (depth > 0);
+    return at;
+}
+
+/* Where a value ends. */
+static const char *end_of_value(const char *at, const char *limit) {
+    if (*at == '"')
+        return end_of_string(at);
+    if (*at == '{' || *at == '[')
+        return end_of_items(at);
+    while (at < limit && *at != ',' && *at != ']' && *at != '}' && !is_space(*at))
+        at++;
     return at;
 }
 
@@ -302,14 +310,20 @@ size_t json_count(JsonValue value) {
     return count;
 }
 
-JsonValue json_member(JsonValue object, const char *name) {
-    JsonValue found = {0};
+void json_members(JsonValue object, const char *const *names, JsonValue *values, size_t count) {
+    memset(values, 0, count * sizeof *values);
     if (json_type(object) != JSON_OBJECT)
-        return found;
+        return;
     for (JsonItems items = json_items(object); json_next(&items);)
-        if (json_string_is(items.name, name))
-            found = items.value;
-    return found;
+        for (size_t i = 0; i < count; i++)
+            if (json_string_is(items.name, names[i]))
+                values[i] = items.value;
+}
+
+JsonValue json_member(JsonValue object, const char *name) {
+    JsonValue value;
+    json_members(object, &name, &value, 1);
+    return value;
 }
 
 /* ---- Strings ---- */

@@ -47,6 +47,9 @@ JsonType json_type(JsonValue value);
  * which is what Python takes. Absent if there is none, or if the value is no object. */
 JsonValue json_member(JsonValue object, const char *name);
 
+/* Several members of an object at once, in one walk over it; those of no such name are absent. */
+void json_members(JsonValue object, const char *const *names, JsonValue *values, size_t count);
+
 /* The members of an object, or the items of an array; none of anything else.
  *
  *     for (JsonItems items = json_items(value); json_next(&items);)

@@ -269,13 +269,17 @@ static llm_status read_post_processor(JsonValue json, Tokenizer *tokenizer, llm_
 
 static llm_status read_parts(JsonValue json, Memory *memory, Tokenizer *tokenizer,
                              TokenizerScratch *scratch, llm_error *error) {
-    TRY(normalizer_read(json_member(json, "normalizer"), memory, &tokenizer->normalizer, error));
-    TRY(splitter_read(json_member(json, "pre_tokenizer"), memory, &tokenizer->splitter, error));
-    TRY(decoder_read(json_member(json, "decoder"), memory, &tokenizer->decoder, error));
-    TRY(read_post_processor(json_member(json, "post_processor"), tokenizer, error));
-    TRY(bpe_read(json_member(json, "model"), tokenizer->splitter.is_byte_level, memory,
-                 &tokenizer->bpe, error));
-    return added_tokens_read(json_member(json, "added_tokens"), &tokenizer->bpe.vocabulary,
+    enum { NORMALIZER, PRE_TOKENIZER, DECODER, POST_PROCESSOR, MODEL, ADDED_TOKENS, PARTS };
+    static const char *const names[PARTS] = {"normalizer",     "pre_tokenizer", "decoder",
+                                             "post_processor", "model",         "added_tokens"};
+    JsonValue parts[PARTS];
+    json_members(json, names, parts, PARTS);
+    TRY(normalizer_read(parts[NORMALIZER], memory, &tokenizer->normalizer, error));
+    TRY(splitter_read(parts[PRE_TOKENIZER], memory, &tokenizer->splitter, error));
+    TRY(decoder_read(parts[DECODER], memory, &tokenizer->decoder, error));
+    TRY(read_post_processor(parts[POST_PROCESSOR], tokenizer, error));
+    TRY(bpe_read(parts[MODEL], tokenizer->splitter.is_byte_level, memory, &tokenizer->bpe, error));
+    return added_tokens_read(parts[ADDED_TOKENS], &tokenizer->bpe.vocabulary,
                              &tokenizer->normalizer, &scratch->normalizer, &scratch->regex, memory,
                              &tokenizer->added, error);
 }

@@ -276,34 +276,61 @@ static void find_initial_tokens(Bpe *bpe) {
     }
 }
 
-static llm_status check_options(JsonValue model, llm_error *error) {
-    const JsonValue type = json_member(model, "type"), dropout = json_member(model, "dropout");
-    if (json_type(type) != JSON_ABSENT && !json_string_is(type, "BPE"))
+/* The members of a model, which are read in one walk: it is nearly all of the file. */
+enum {
+    TYPE,
+    DROPOUT,
+    PREFIX,
+    SUFFIX,
+    UNKNOWN,
+    FUSE_UNKNOWN,
+    BYTE_FALLBACK,
+    IGNORE_MERGES,
+    VOCAB,
+    MERGES,
+    MEMBERS,
+};
+
+static const char *const member_names[MEMBERS] = {"type",
+                                                  "dropout",
+                                                  "continuing_subword_prefix",
+                                                  "end_of_word_suffix",
+                                                  "unk_token",
+                                                  "fuse_unk",
+                                                  "byte_fallback",
+                                                  "ignore_merges",
+                                                  "vocab",
+                                                  "merges"};
+
+static llm_status check_options(const JsonValue *members, llm_error *error) {
+    double chance;
+    if (json_type(members[TYPE]) != JSON_ABSENT && !json_string_is(members[TYPE], "BPE"))
         return fail(error, LLM_UNSUPPORTED,
                     "This bundle's tokenizer is no byte-pair encoding (BPE), the only kind that "
                     "the native runtime has: use the Python runtime, or token ids.");
-    double chance = 0;
-    if (json_double(dropout, &chance) && chance != 0)
+    if (json_double(members[DROPOUT], &chance) && chance != 0)
         return fail(error, LLM_UNSUPPORTED, "A tokenizer with dropout has no one result.");
-    if (json_string_size(json_member(model, "continuing_subword_prefix")) ||
-        json_string_size(json_member(model, "end_of_word_suffix")))
+    if (json_string_size(members[PREFIX]) || json_string_size(members[SUFFIX]))
         return fail(error, LLM_UNSUPPORTED,
                     "The native runtime has no tokenizers with prefixes or suffixes of subwords.");
     return LLM_OK;
 }
 
+static bool is_true(JsonValue value) { return json_type(value) == JSON_TRUE; }
+
 llm_status bpe_read(JsonValue model, bool is_byte_level, Memory *memory, Bpe *bpe,
                     llm_error *error) {
-    const JsonValue unknown = json_member(model, "unk_token");
-    TRY(check_options(model, error));
-    TRY(vocabulary_read(json_member(model, "vocab"), memory, &bpe->vocabulary, error));
-    TRY(read_merges(json_member(model, "merges"), memory, bpe, error));
+    JsonValue members[MEMBERS];
+    json_members(model, member_names, members, MEMBERS);
+    TRY(check_options(members, error));
+    TRY(vocabulary_read(members[VOCAB], memory, &bpe->vocabulary, error));
+    TRY(read_merges(members[MERGES], memory, bpe, error));
     bpe->is_byte_level = is_byte_level;
-    bpe->has_byte_fallback = json_type(json_member(model, "byte_fallback")) == JSON_TRUE;
-    bpe->fuses_unknown = json_type(json_member(model, "fuse_unk")) == JSON_TRUE;
-    bpe->ignores_merges = json_type(json_member(model, "ignore_merges")) == JSON_TRUE;
-    bpe->unknown = vocabulary_find_json(&bpe->vocabulary, unknown);
-    if (json_string_size(unknown) && bpe->unknown == NO_TOKEN)
+    bpe->has_byte_fallback = is_true(members[BYTE_FALLBACK]);
+    bpe->fuses_unknown = is_true(members[FUSE_UNKNOWN]);
+    bpe->ignores_merges = is_true(members[IGNORE_MERGES]);
+    bpe->unknown = vocabulary_find_json(&bpe->vocabulary, members[UNKNOWN]);
+    if (json_string_size(members[UNKNOWN]) && bpe->unknown == NO_TOKEN)
         return fail(error, LLM_DAMAGED, "The token for unknown text isn't in the vocabulary.");
     find_initial_tokens(bpe);
     if (is_byte_level && bpe->has_byte_fallback)

@@ -85,8 +85,10 @@ def added_elsewhere(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [without_vocabulary, sparse, twice, unknown_merge, three_part_merge, added_without_id]
-    + [added_elsewhere],
+    [
+        *(without_vocabulary, sparse, twice, unknown_merge, three_part_merge),
+        *(added_without_id, added_elsewhere),
+    ],
 )
 def test_damage_is_noticed(
     damage: Callable[[dict[str, Any]], None], kinds: Kinds, tokenizer_library: Path

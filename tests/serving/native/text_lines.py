@@ -1,5 +1,7 @@
 """Lines to tokenise: code, many scripts, emoji, odd spaces, special tokens and invalid UTF-8."""
 
+# ruff: noqa: RUF001 - characters that look like others are what this is about
+
 import random
 import sysconfig
 import unicodedata

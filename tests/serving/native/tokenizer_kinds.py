@@ -1,8 +1,11 @@
 """Tokenizers with the parts of real families: the same JSON but for a smaller vocabulary.
 
-What a family's tokenizer.json has is what transformers' converters write (convert_slow_tokenizer.py,
-models/*/tokenization_*.py), or what the family publishes (DeepSeek, Mistral Nemo, GPT-4o).
+What a family's tokenizer.json has is what transformers' converters write
+(convert_slow_tokenizer.py, models/*/tokenization_*.py), or what the family publishes (DeepSeek,
+Mistral Nemo, GPT-4o).
 """
+
+# ruff: noqa: RUF001 - characters that look like others are what this is about
 
 import json
 from collections.abc import Callable, Sequence
@@ -192,7 +195,7 @@ class Kinds:
 
     def make_deepseek2(self) -> Tokenizer:
         letters = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶ-ͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-Ⴥａ-ｚ𐐀-𐑏]+"
-        marks = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001
+        marks = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"
         cjk = "[一-龥ࠀ-一가-퟿]+"
         digits = pre_tokenizers.Digits(individual_digits=True)
         patterns = ("[\r\n]", letters, marks, r"\s+$", cjk)
