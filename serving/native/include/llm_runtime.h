@@ -126,8 +126,8 @@ LLM_API void llm_model_describe(const llm_model *model, llm_model_info *info);
 /* ------------------------------------------------------------------------------------ text -- */
 
 /* Token ids of a UTF-8 text of `length` bytes. `special` adds the tokens that the tokenizer puts
- * around a text. `count` receives how many there are; if they are more than `capacity`, the status
- * is LLM_NO_ROOM. No text has more tokens than bytes + 8. */
+ * around a text. What isn't valid UTF-8 counts as U+FFFD. `count` receives how many there are, also
+ * if they are more than `capacity` and the status is LLM_NO_ROOM: a capacity of 0 asks for it. */
 LLM_API llm_status llm_tokenize(const llm_model *model, const char *text, size_t length,
                                 bool special, llm_token *ids, size_t capacity, size_t *count,
                                 llm_error *error);
