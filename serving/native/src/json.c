@@ -3,76 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "json_text.h"
 #include "utf8.h"
-
-/* ---- Checking ---- */
-
-typedef struct {
-    const char *at, *limit;
-    const char *reason; /* NULL as long as nothing is wrong */
-} Checker;
-
-static bool fail(Checker *checker, const char *reason) {
-    checker->reason = reason;
-    return false;
-}
-
-static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
-static bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-static const char *skip_space(const char *at, const char *limit) {
-    while (at < limit && is_space(*at))
-        at++;
-    return at;
-}
-
-/* Step over a character, after spaces, if it is what comes. */
-static bool takes(Checker *checker, char c) {
-    checker->at = skip_space(checker->at, checker->limit);
-    if (checker->at == checker->limit || *checker->at != c)
-        return false;
-    checker->at++;
-    return true;
-}
-
-static bool check_word(Checker *checker, const char *word) {
-    const size_t size = strlen(word);
-    if ((size_t)(checker->limit - checker->at) < size || memcmp(checker->at, word, size) != 0)
-        return fail(checker, "expected a value");
-    checker->at += size;
-    return true;
-}
-
-static bool check_digits(Checker *checker) {
-    if (checker->at == checker->limit || !is_digit(*checker->at))
-        return fail(checker, "expected a digit");
-    while (checker->at < checker->limit && is_digit(*checker->at))
-        checker->at++;
-    return true;
-}
-
-static bool is_next(const Checker *checker, char c) {
-    return checker->at < checker->limit && *checker->at == c;
-}
-
-static bool check_number(Checker *checker) {
-    checker->at += is_next(checker, '-');
-    if (is_next(checker, '0'))
-        checker->at++;
-    else if (!check_digits(checker))
-        return false;
-    if (is_next(checker, '.')) {
-        checker->at++;
-        if (!check_digits(checker))
-            return false;
-    }
-    if (is_next(checker, 'e') || is_next(checker, 'E')) {
-        checker->at++;
-        checker->at += is_next(checker, '-') || is_next(checker, '+');
-        return check_digits(checker);
-    }
-    return true;
-}
 
 /* The value of four hexadecimal digits, or UINT32_MAX. */
 static uint32_t hexadecimal(const char *digits, const char *limit) {
@@ -82,7 +14,7 @@ static uint32_t hexadecimal(const char *digits, const char *limit) {
     for (int i = 0; i < 4; i++) {
         const char c = digits[i];
         const int lower = c | 0x20;
-        if (is_digit(c))
+        if (json_is_digit(c))
             value = value << 4 | (uint32_t)(c - '0');
         else if (lower >= 'a' && lower <= 'f')
             value = value << 4 | (uint32_t)(lower - 'a' + 10);
@@ -93,7 +25,7 @@ static uint32_t hexadecimal(const char *digits, const char *limit) {
 }
 
 /* Read the code point of an escape that begins at a backslash and return where it ends, or NULL. */
-static const char *read_escape(const char *at, const char *limit, uint32_t *code_point) {
+const char *json_read_escape(const char *at, const char *limit, uint32_t *code_point) {
     if (limit - at < 2)
         return NULL;
     static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
@@ -117,99 +49,7 @@ static const char *read_escape(const char *at, const char *limit, uint32_t *code
     return at + 6;
 }
 
-/* Check from behind the opening quote. */
-static bool check_string(Checker *checker) {
-    while (checker->at < checker->limit) {
-        const char c = *checker->at;
-        uint32_t code_point;
-        if (c == '"') {
-            checker->at++;
-            return true;
-        }
-        if ((unsigned char)c < 0x20)
-            return fail(checker, "control characters must be escaped in a string");
-        if (c == '\\') {
-            const char *end = read_escape(checker->at, checker->limit, &code_point);
-            if (!end)
-                return fail(checker, "a wrong escape in a string");
-            checker->at = end;
-        } else {
-            const size_t left = (size_t)(checker->limit - checker->at);
-            const size_t taken = utf8_read(checker->at, left, &code_point);
-            if (code_point == UTF8_INVALID)
-                return fail(checker, "a string that isn't UTF-8");
-            checker->at += taken;
-        }
-    }
-    return fail(checker, "a string without end");
-}
-
-static bool check_value(Checker *checker, int depth);
-
-static bool check_member(Checker *checker, int depth) {
-    if (!takes(checker, '"'))
-        return fail(checker, "expected a member's name");
-    if (!check_string(checker))
-        return false;
-    if (!takes(checker, ':'))
-        return fail(checker, "expected a colon");
-    return check_value(checker, depth);
-}
-
-/* Check from behind the opening bracket. */
-static bool check_items(Checker *checker, char closing, int depth) {
-    if (depth > JSON_DEEPEST)
-        return fail(checker, "nested too deep");
-    if (takes(checker, closing))
-        return true;
-    do {
-        if (!(closing == '}' ? check_member : check_value)(checker, depth))
-            return false;
-    } while (takes(checker, ','));
-    return takes(checker, closing) || fail(checker, "expected a comma or the end");
-}
-
-static bool check_value(Checker *checker, int depth) {
-    checker->at = skip_space(checker->at, checker->limit);
-    if (checker->at == checker->limit)
-        return fail(checker, "expected a value");
-    switch (*checker->at) {
-    case '{':
-        checker->at++;
-        return check_items(checker, '}', depth + 1);
-    case '[':
-        checker->at++;
-        return check_items(checker, ']', depth + 1);
-    case '"':
-        checker->at++;
-        return check_string(checker);
-    case 'n':
-        return check_word(checker, "null");
-    case 't':
-        return check_word(checker, "true");
-    case 'f':
-        return check_word(checker, "false");
-    default:
-        return check_number(checker);
-    }
-}
-
-bool json_read(const char *text, size_t size, JsonValue *root, JsonError *error) {
-    Checker checker = {.at = text, .limit = text + size};
-    *root = (JsonValue){0};
-    if (check_value(&checker, 0)) {
-        checker.at = skip_space(checker.at, checker.limit);
-        if (checker.at == checker.limit) {
-            *root = (JsonValue){skip_space(text, checker.limit), checker.limit};
-            return true;
-        }
-        fail(&checker, "something follows the value");
-    }
-    *error = (JsonError){checker.reason, (size_t)(checker.at - text)};
-    return false;
-}
-
-/* ---- Walking over what was checked ---- */
+/* ---- Walking ---- */
 
 JsonType json_type(JsonValue value) {
     if (!value.start)
@@ -270,7 +110,7 @@ static const char *end_of_value(const char *at, const char *limit) {
         return end_of_string(at);
     if (*at == '{' || *at == '[')
         return end_of_items(at);
-    while (at < limit && *at != ',' && *at != ']' && *at != '}' && !is_space(*at))
+    while (at < limit && *at != ',' && *at != ']' && *at != '}' && !json_is_space(*at))
         at++;
     return at;
 }
@@ -286,17 +126,17 @@ JsonItems json_items(JsonValue value) {
 bool json_next(JsonItems *items) {
     if (!items->next)
         return false;
-    const char *limit = items->value.limit, *at = skip_space(items->next, limit);
+    const char *limit = items->value.limit, *at = json_skip_space(items->next, limit);
     if (*at == ',')
-        at = skip_space(at + 1, limit);
+        at = json_skip_space(at + 1, limit);
     if (*at == ']' || *at == '}') {
         items->next = NULL;
         return false;
     }
     if (items->is_object) {
         items->name = (JsonValue){at, limit};
-        at = skip_space(end_of_string(at), limit) + 1; /* the colon */
-        at = skip_space(at, limit);
+        at = json_skip_space(end_of_string(at), limit) + 1; /* the colon */
+        at = json_skip_space(at, limit);
     }
     items->value.start = at;
     items->next = end_of_value(at, limit);
@@ -338,7 +178,7 @@ static size_t next_character(const char **at, const char *limit, char *bytes) {
         return 1;
     }
     uint32_t code_point;
-    *at = read_escape(*at, limit, &code_point);
+    *at = json_read_escape(*at, limit, &code_point);
     return utf8_write(code_point, bytes);
 }
 
@@ -387,7 +227,7 @@ bool json_integer(JsonValue number, int64_t *integer) {
     const char *at = number.start + is_negative;
     /* Counted downwards, where there is one more. */
     int64_t value = 0;
-    for (; at < number.limit && is_digit(*at); at++)
+    for (; at < number.limit && json_is_digit(*at); at++)
         if (__builtin_mul_overflow(value, 10, &value) ||
             __builtin_sub_overflow(value, *at - '0', &value))
             return false;
@@ -413,7 +253,7 @@ bool json_double(JsonValue number, double *result) {
         *end++ = *at++;
     int64_t exponent = 0, written = 0;
     bool is_fraction = false;
-    for (; at < number.limit && (is_digit(*at) || *at == '.'); at++) {
+    for (; at < number.limit && (json_is_digit(*at) || *at == '.'); at++) {
         if (*at == '.') {
             is_fraction = true;
         } else {
@@ -430,7 +270,7 @@ bool json_double(JsonValue number, double *result) {
         const bool is_negative = *++at == '-';
         at += is_negative || *at == '+';
         int64_t value = 0;
-        for (; at < number.limit && is_digit(*at); at++)
+        for (; at < number.limit && json_is_digit(*at); at++)
             if (value < 1000000)
                 value = value * 10 + (*at - '0');
         exponent += is_negative ? -value : value;

@@ -22,6 +22,7 @@ bool skips(Parser *parser, const char *text) {
 }
 
 llm_status next_character(Parser *parser, uint32_t *code_point) {
+    *code_point = 0;
     if (is_at_end(parser))
         return unsupported(parser, "an end where more is expected");
     parser->at += utf8_read(parser->pattern + parser->at, parser->size - parser->at, code_point);

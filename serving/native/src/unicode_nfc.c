@@ -110,9 +110,9 @@ static size_t compose_all(uint32_t *points, size_t count) {
     bool has_starter = false;
     for (size_t i = 0; i < count; i++) {
         const uint8_t class = combining_class(points[i]);
-        /* A character is blocked by one between of no lower class, or by a starter. */
+        /* A character is blocked by one between of no lower class: a starter by any. */
         const bool is_blocked =
-            length - starter > 1 && (combining_class(points[length - 1]) >= class || class == 0);
+            length - starter > 1 && combining_class(points[length - 1]) >= class;
         const uint32_t composed =
             has_starter && !is_blocked ? compose(points[starter], points[i]) : 0;
         if (composed) {

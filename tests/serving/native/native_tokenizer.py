@@ -9,7 +9,15 @@ from tests.conftest import ROOT
 
 HARNESS = ROOT / "tests" / "serving" / "native" / "tokenizer_harness.c"
 SOURCES = (
-    *("buffer.c", "character_set.c", "detokenizer.c", "failure.c", "json.c", "memory.c"),
+    *(
+        "buffer.c",
+        "character_set.c",
+        "detokenizer.c",
+        "failure.c",
+        "json.c",
+        "json_check.c",
+        "memory.c",
+    ),
     *("regex.c", "regex_classes.c", "regex_compiler.c", "tokenizer.c", "tokenizer_added.c"),
     *("tokenizer_bpe.c", "tokenizer_decoder.c", "tokenizer_normalizer.c", "tokenizer_pattern.c"),
     *("tokenizer_splitter.c", "tokenizer_vocabulary.c", "unicode.c", "unicode_nfc.c"),

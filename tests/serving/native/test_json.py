@@ -99,7 +99,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    return Reader(ctypes.CDLL(str(compiled(tmp_path_factory, "json", "json.c"))))
+    return Reader(ctypes.CDLL(str(compiled(tmp_path_factory, "json", "json.c", "json_check.c"))))
 
 
 def random_string(rng: random.Random) -> str:
