@@ -83,19 +83,22 @@ def added_elsewhere(document: dict[str, Any]) -> None:
     document["added_tokens"][0]["id"] = 3
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(without_vocabulary, sparse, twice, unknown_merge, three_part_merge),
-        *(added_without_id, added_elsewhere),
-    ],
-)
-def test_damage_is_noticed(
-    damage: Callable[[dict[str, Any]], None], kinds: Kinds, tokenizer_library: Path
-) -> None:
+DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "has no vocabulary": without_vocabulary,
+    "ids are sparse": sparse,
+    "two tokens of id 0": twice,
+    "third": unknown_merge,
+    "of two tokens": three_part_merge,
+    "has no id": added_without_id,
+    "contradicts the vocabulary": added_elsewhere,
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_damage_is_noticed(reason: str, kinds: Kinds, tokenizer_library: Path) -> None:
     document = json.loads(kinds.make_gpt2().to_str())
-    damage(document)
-    with pytest.raises(NativeError, match=r"tokenizer\.json") as noticed:
+    DAMAGES[reason](document)
+    with pytest.raises(NativeError, match=reason) as noticed:
         NativeTokenizer(tokenizer_library, json.dumps(document))
     assert noticed.value.status == DAMAGED
 

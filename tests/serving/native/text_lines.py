@@ -11,7 +11,16 @@ from pathlib import Path
 
 SPECIAL = (
     *("<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>"),
-    *("[INST]", "<mask>", "<tool_call>", "<div>", "<0x41>", "<｜begin▁of▁sentence｜>", "<|im"),
+    *(
+        "[INST]",
+        "<mask>",
+        "<tool_call>",
+        "<div>",
+        "<0x41>",
+        "<｜begin▁of▁sentence｜>",
+        "<|im",
+        "<a b>",
+    ),
 )
 SPACES = (" ", "  ", "   ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "\u2028", "\x85", "▁")
 CONTRACTIONS = ("'s", "'S", "'LL", "'re", "'\u017f", "'T", "'d've", "\u2019s")

@@ -96,8 +96,14 @@ def byte_level(
     steps: Sequence[Any] = (),
     special: Sequence[str] = (TURN_START, TURN_END),
 ) -> Tokenizer:
-    """A byte-level tokenizer that splits by each pattern in turn, and then by ``steps``."""
-    tokenizer = Tokenizer(BPE(*learnt, ignore_merges=ignore_merges))
+    """A byte-level tokenizer that splits by each pattern in turn, and then by ``steps``.
+
+    With ``ignore_merges`` some tokens, as in real vocabularies, aren't what merging comes to.
+    """
+    vocabulary, merges = learnt
+    if ignore_merges:
+        merges = [merge for number, merge in enumerate(merges) if number % 5]
+    tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=ignore_merges))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not (splits or steps))
     parts = [*splits, *steps, last]
@@ -107,9 +113,12 @@ def byte_level(
     return tokenizer
 
 
-def of_characters(learnt: Vocabulary, *, prefix: bool) -> Tokenizer:
-    """A tokenizer of characters with byte fallback; ``prefix``: text decodes without its space."""
-    tokenizer = Tokenizer(BPE(*learnt, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+def of_characters(
+    learnt: Vocabulary, *, prefix: bool, fuse_unk: bool = True, byte_fallback: bool = True
+) -> Tokenizer:
+    """A tokenizer of characters; ``prefix``: text decodes without its first space."""
+    model = BPE(*learnt, unk_token="<unk>", fuse_unk=fuse_unk, byte_fallback=byte_fallback)
+    tokenizer = Tokenizer(model)
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:
         parts.append(decoders.Strip(" ", 1, 0))
@@ -249,6 +258,27 @@ class Kinds:
         tokenizer.add_tokens([*runs, *spaces, AddedToken("<div>", normalized=False)])
         return framed(tokenizer, f"{BOS} $A")
 
+    def make_unknown(self) -> Tokenizer:
+        """Many characters are unknown: each is, or all of a run are, or its bytes are in part."""
+        return self.with_unknown(fuse_unk=False, byte_fallback=False)
+
+    def make_unknown_fused(self) -> Tokenizer:
+        return self.with_unknown(fuse_unk=True, byte_fallback=False)
+
+    def make_unknown_bytes(self) -> Tokenizer:
+        return self.with_unknown(fuse_unk=True, byte_fallback=True)
+
+    def with_unknown(self, *, fuse_unk: bool, byte_fallback: bool) -> Tokenizer:
+        vocabulary, merges = self.characters
+        known = [token for token in vocabulary if token.isascii() and not token.endswith("F>")]
+        kept = {token: number for number, token in enumerate([*known, "▁", "é", "中"])}
+        inside = [merge for merge in merges if {*merge, "".join(merge)} <= kept.keys()]
+        tokenizer = of_characters(
+            (kept, inside), prefix=False, fuse_unk=fuse_unk, byte_fallback=byte_fallback
+        )
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        return tokenizer
+
     def make_transformers_llama(self) -> Tokenizer:
         return backend(LlamaTokenizer(*self.characters, add_bos_token=True))
 
@@ -273,10 +303,12 @@ class Kinds:
                 AddedToken("return", lstrip=True, normalized=False),
                 AddedToken("import", rstrip=True, normalized=False),
                 AddedToken("é", normalized=True),
+                AddedToken("e\u0301", normalized=True),  # the same in normalised text
                 AddedToken("in", normalized=True),
                 AddedToken("<|im", normalized=False),
                 AddedToken("if x", normalized=True),
             ]
         )
-        tokenizer.add_special_tokens([TURN_START])
+        changed = AddedToken("<a b>", special=True, normalized=True)
+        tokenizer.add_special_tokens([TURN_START, changed])
         return tokenizer
