@@ -16,6 +16,7 @@ from ctypes import (
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from serving.errors import EngineError, UserError
 
@@ -87,10 +88,30 @@ class Sampling(_Sized):
     )
 
 
+class Generation(_Sized):
+    """llm_generation."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("prompt", c_void_p),
+        ("prompt_count", c_size_t),
+        ("prompt_text", c_char_p),
+        ("max_new_tokens", c_size_t),
+        ("min_new_tokens", c_size_t),
+        ("ignore_eos", c_bool),
+        ("sampling", POINTER(Sampling)),
+        ("has_seed", c_bool),
+        ("seed", c_uint64),
+        ("on_piece", c_void_p),
+        ("user_data", c_void_p),
+    )
+
+
 _OUT = POINTER(c_void_p)
 _FAILURE = POINTER(Error)
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "llm_version": (),
     "llm_model_open": (c_char_p, POINTER(ModelOptions), _OUT, _FAILURE),
     "llm_model_close": (c_void_p,),
     "llm_session_create": (c_void_p, POINTER(SessionOptions), _OUT, _FAILURE),
@@ -100,6 +121,7 @@ _FUNCTIONS = {
     "llm_decode": (c_void_p, c_int64, _FAILURE),
     "llm_rollback": (c_void_p, c_size_t, _FAILURE),
     "llm_sample": (c_void_p, POINTER(Sampling), POINTER(c_int64), _FAILURE),
+    "llm_generate": (c_void_p, POINTER(Generation), c_void_p, _FAILURE),
     "llm_session_logits": (c_void_p,),
     "llm_session_step": (
         *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_void_p),
@@ -126,6 +148,7 @@ def library() -> ctypes.CDLL:
             function.restype = None
         elif name in _POINTERS:
             function.restype = c_void_p
+    loaded.llm_version.restype = c_char_p
     return loaded
 
 
