@@ -97,7 +97,7 @@ def main() -> None:
     _quiet()
     types = arguments.only.split(",") if arguments.only else exact_types()
     wrong = 0
-    for ended in run_each(types, try_type, lambda _, reason: reason, limit=TIMEOUT):
+    for ended in run_each(types, try_type, lambda _, reason: reason, limit=5 * TIMEOUT):
         wrong += bool(ended.result)
         print(f"{ended.name}: {ended.result or 'exact'} ({ended.seconds:.1f} s)", flush=True)
     print(f"{len(types) - wrong} of {len(types)} are exact")

@@ -105,14 +105,19 @@ def test_sequences_order_and_scores_equal_transformers(
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2"])
 def test_tiny_architectures_with_many_eos_ids_equal_transformers(
-    architecture: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    architecture: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     directory = checkpoint(architecture)
+    bundle = once(
+        tmp_path_factory, f"{architecture}-float32", lambda path: export_bundle(directory, path)
+    )
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     random = np.random.default_rng(0)
     prompts = [random.integers(0, 400, length).tolist() for length in (1, 9, 30)]
     found = []
-    with serving.load(export_bundle(directory, tmp_path / "bundle"), slots=5) as loaded:
+    with serving.load(bundle, slots=5) as loaded:
         eos = tuple(range(3, loaded.engine.vocab_size, 12))
         model = Model(loaded.engine, SpecialTokens(eos=eos), prefill_chunk=CHUNK)
         for beams, settings in itertools.product((2, 5), SETTINGS[:3]):

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.exports import once
 
 SOURCE = ROOT / "serving" / "native"
-SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def installed(factory: pytest.TempPathFactory) -> Path:

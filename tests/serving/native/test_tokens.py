@@ -24,8 +24,8 @@ SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed":
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_window-float32": ("qwen2_window", {}),
     "trained/float32": ("trained", {}),
-    "native/gpt2": ("gpt2", {}),
-    "native/gemma2": ("gemma2", {}),
+    "gpt2-float32": ("gpt2", {}),
+    "gemma2-float32": ("gemma2", {}),
     "native/llama-int8": ("llama", {"recipe": Recipe(bits=8)}),
     "native/llama-int4": ("llama", {"recipe": Recipe(bits=4)}),
 }
