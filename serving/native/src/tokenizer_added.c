@@ -216,7 +216,8 @@ static llm_status normalize_token(AddedToken *token, const Normalizer *normalize
     return LLM_OK;
 }
 
-/* Special tokens come first: where two are written alike, it is them that are found. */
+/* Special tokens come first: of two that are equal when normalized, the first is found. (With the
+ * tokenizers library it is either, from run to run.) */
 static llm_status build_tries(AddedTokens *added, Memory *memory, llm_error *error) {
     for (int is_special = 1; is_special >= 0; is_special--)
         for (size_t i = 0; i < added->count; i++) {

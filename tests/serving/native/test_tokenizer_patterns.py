@@ -103,7 +103,11 @@ PATTERNS = [
 def test_patterns(pattern: str, tokenizer_library: Path) -> None:
     rng = random.Random(0)
     characters = "aaabbbcccdd111. '\n\t-[\\|sSk\u017f\u212aItTéüÿ中x+,]"
-    texts = ["".join(rng.choices(characters, k=rng.randrange(1, 14))) for _ in range(300)]
+    texts = [
+        "".join(rng.choices(few, k=rng.randrange(1, 14)))
+        for few in (characters, "ab", "abc1 ")
+        for _ in range(150)
+    ]
     for behavior in ("removed", "merged_with_next"):
         split = pre_tokenizers.Split(Regex(pattern), behavior)
         # What is alone is taken away, so that tokens show where text was split.

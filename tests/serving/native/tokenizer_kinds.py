@@ -303,7 +303,6 @@ class Kinds:
                 AddedToken("return", lstrip=True, normalized=False),
                 AddedToken("import", rstrip=True, normalized=False),
                 AddedToken("é", normalized=True),
-                AddedToken("e\u0301", normalized=True),  # the same in normalised text
                 AddedToken("in", normalized=True),
                 AddedToken("<|im", normalized=False),
                 AddedToken("if x", normalized=True),
