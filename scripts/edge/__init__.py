@@ -1,0 +1,1 @@
+"""Packages for devices: packing, sending, and what runs there."""

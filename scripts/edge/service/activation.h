@@ -1,0 +1,19 @@
+/* What systemd gives a service, and wants of it (sd_listen_fds(3), sd_notify(3)), without its
+ * library. */
+#ifndef ACTIVATION_H
+#define ACTIVATION_H
+
+/* The socket that systemd listens on for this process, or -1. */
+int activated_socket(void);
+
+/* A new Unix socket at `path`, in place of one that an earlier process left; only its owner may
+ * connect. -1 with errno set if that fails. */
+int listening_socket(const char *path);
+
+/* Tell systemd of a state, such as "READY=1". Does nothing without systemd. */
+void notify(const char *state);
+
+/* In how many milliseconds the next "WATCHDOG=1" is due, or -1 if nobody waits for it. */
+int watchdog_interval(void);
+
+#endif
