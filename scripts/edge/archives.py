@@ -124,22 +124,23 @@ Depends: libc6 (>= 2.34), libgcc-s1, libstdc++6 (>= 12)
 Description: language model with the runtime that serves it
  Weights, tokenizer, llm-run and ONNX Runtime, packed by export-llm.
 """
-    device = f"sh /{DEBIAN_ROOT}/device.sh"
-    postinst = f"""\
+    # dpkg can install below another root, whose services aren't this machine's.
+    begin = f"""\
 #!/bin/sh
 set -e
-if [ "$1" = configure ]; then
-    {device} adopt /{DEBIAN_ROOT} {version}
-    if [ -d /run/systemd/system ]; then
-        {device} start /{DEBIAN_ROOT}
+root=${{DPKG_ROOT-}}/{DEBIAN_ROOT}
+"""
+    postinst = f"""\
+{begin}if [ "$1" = configure ]; then
+    sh "$root/device.sh" adopt "$root" {version}
+    if [ -z "${{DPKG_ROOT-}}" ] && [ -d /run/systemd/system ]; then
+        sh "$root/device.sh" start "$root"
     fi
 fi
 """
     prerm = f"""\
-#!/bin/sh
-set -e
-if [ "$1" = remove ]; then
-    {device} remove /{DEBIAN_ROOT}
+{begin}if [ "$1" = remove ]; then
+    sh "$root/device.sh" remove "$root"
 fi
 """
     return {"control": control.encode(), "postinst": postinst.encode(), "prerm": prerm.encode()}

@@ -3,6 +3,7 @@
 import functools
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.edge.host_commands import deploy, rollback, status, update
+from scripts.edge.libraries import LIBRARY
 from scripts.edge.pack_command import pack
 from tests.edge.relay import CUT
 from tests.exports import once
@@ -61,7 +63,7 @@ def _free_port() -> int:
         return port
 
 
-def _key(path: Path) -> Path:
+def make_key(path: Path) -> Path:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
     return path
 
@@ -101,8 +103,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if program is None:
         pytest.skip("no sshd (Debian: openssh-server)")
     folder = tmp_path_factory.mktemp("sshd")
-    _key(folder / "host")
-    _key(folder / "user")
+    make_key(folder / "host")
+    make_key(folder / "user")
     values = {
         "folder": folder,
         "port": _free_port(),
@@ -143,12 +145,16 @@ def make_runtime(folder: Path, says: str, status: int = 0) -> Path:
 def packed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
     """A function from a version and options to a package, whose programs say the version."""
     folder = tmp_path_factory.mktemp("packages")
+    # Smaller than ONNX Runtime's, and large enough to be cut off.
+    libraries = {LIBRARY: random.Random(0).randbytes(4_000_000)}
 
     @functools.cache
     def make(version: str, *options: object, status: int = 0) -> Path:
         runtime = make_runtime(folder / f"runtime-{version}-{status}", version, status)
         package = folder / f"{len(list(folder.iterdir()))}.tar"
-        done = run_pack(bundle, package, "--version", version, "--runtime", runtime, *options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("scripts.edge.contents.onnxruntime_files", lambda _: libraries)
+            done = run_pack(bundle, package, "--version", version, "--runtime", runtime, *options)
         assert done.exit_code == 0, done.output
         return package
 

@@ -40,7 +40,8 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
-def test_deploy_update_rollback(device: Device, packed: Packed, transport: str) -> None:
+@pytest.mark.usefixtures("transport")
+def test_deploy_update_rollback(device: Device, packed: Packed) -> None:
     old, new = packed(OLD), packed(NEW)
     first = deployed(device, "deploy", old)
     assert device.served() == f"{OLD}\n"
@@ -75,9 +76,8 @@ def test_deploy_update_rollback(device: Device, packed: Packed, transport: str) 
     assert state["free_bytes"] == pytest.approx(shutil.disk_usage(device.root).free, rel=0.2)
 
 
-def test_cut_anywhere_the_old_version_goes_on_serving(
-    device: Device, packed: Packed, transport: str
-) -> None:
+@pytest.mark.usefixtures("transport")
+def test_cut_anywhere_the_old_version_goes_on_serving(device: Device, packed: Packed) -> None:
     new = packed(NEW)
     deployed(device, "deploy", packed(OLD))
     seen: set[str] = set()
@@ -95,9 +95,7 @@ def test_cut_anywhere_the_old_version_goes_on_serving(
         for cut in (100, 20_000, 60_000, size // 10, size // 4):
             failed = device.run("deploy", new, host=f"cut-{cut}")
             assert failed.exit_code == 1, (cut, failed.output)
-            assert (
-                "was lost" in failed.stderr or cut == 100 and "can't be reached" in failed.stderr
-            ), (cut, failed)
+            assert ("can't be reached" if cut == 100 else "was lost") in failed.stderr, cut
             assert device.served() == f"{OLD}\n"
     finally:
         done.set()
@@ -109,26 +107,21 @@ def test_cut_anywhere_the_old_version_goes_on_serving(
     assert report["sent"] < report["files"], "what had come was sent again"
 
 
-def tampered(package: Path, name: str, change: str) -> Path:
-    """A package of which one file isn't what its list says, or isn't listed."""
-    path = package.with_name("tampered.tar")
-    with tarfile.open(package) as source, tarfile.open(path, "w") as target:
-        for member in source:
-            file = source.extractfile(member)
-            assert file is not None
-            if member.name == name and change == "content":
-                content = bytearray(file.read())
-                content[len(content) // 2] ^= 1
-                scratch = package.with_name("content")
-                scratch.write_bytes(content)
-                file = scratch.open("rb")
-            target.addfile(member, file)
+def tampered(package: Path, name: str, path: Path) -> Path:
+    """A copy of a package in which one bit of one file is another."""
+    with tarfile.open(package) as archive:
+        member = archive.getmember(name)
+    content = bytearray(package.read_bytes())
+    content[member.offset_data + member.size // 2] ^= 1
+    path.write_bytes(content)
     return path
 
 
-def test_a_tampered_file_is_refused(device: Device, packed: Packed, transport: str) -> None:
+@pytest.mark.usefixtures("transport")
+def test_a_tampered_file_is_refused(device: Device, packed: Packed, tmp_path: Path) -> None:
     deployed(device, "deploy", packed(OLD))
-    refused = device.run("deploy", tampered(packed(NEW), "bundle/model.onnx", "content"))
+    wrong = tampered(packed(NEW), "bundle/model.onnx", tmp_path / "tampered.tar")
+    refused = device.run("deploy", wrong)
     assert refused.exit_code == 1
     assert "bundle/model.onnx isn't what the package says" in refused.stderr
     assert device.served() == f"{OLD}\n"
@@ -192,7 +185,7 @@ def test_names_that_leave_the_folder_are_refused(packed: Packed, tmp_path: Path)
     with tarfile.open(package, "a") as archive:
         member = tarfile.TarInfo("../outside")
         archive.addfile(member)
-    with pytest.raises(UserError, match="'../outside' is no file that belongs there"):
+    with pytest.raises(UserError, match="outside' is no file that belongs there"):
         Package(package)
 
 
