@@ -1,5 +1,6 @@
 """Sending a package to a device, whole or what it changes, and switching to it."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -7,12 +8,15 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from scripts.edge.architectures import ARCHITECTURES
 from scripts.edge.host import Host
 from scripts.edge.package import Package
 from serving.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MARGIN = 16 << 20
 """Bytes of a device's disk that a package leaves free."""
@@ -88,19 +92,21 @@ def _check_space(host: Host, package: Package, members: list[tarfile.TarInfo], f
         )
 
 
-class _Counting:
+class _Counting(io.RawIOBase):
     """A file that is written to, and how many bytes were."""
 
     def __init__(self, file: IO[bytes], expected: int, progress: Progress) -> None:
+        super().__init__()
         self._file = file
         self._expected = expected
         self._progress = progress
         self.bytes = 0
 
-    def write(self, data: bytes) -> int:
-        self.bytes += len(data)
+    def write(self, data: "ReadableBuffer") -> int:
+        count = self._file.write(data)
+        self.bytes += count
         self._progress(self.bytes / self._expected)
-        return self._file.write(data)
+        return count
 
 
 def _send_as_tar(

@@ -59,7 +59,6 @@ class Host(Closing):
         """Run a command whose standard input is what ``produce`` writes. Raises as ``run`` does."""
         with subprocess.Popen(
             self.command(command, *arguments),
-            bufsize=0,  # nothing is left to be written when it has ended
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:
@@ -67,7 +66,8 @@ class Host(Closing):
             assert process.stderr is not None
             with suppress(BrokenPipeError):  # the status says why
                 produce(process.stdin)
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             errors = process.stderr.read()
         self.check(process.returncode, errors)
 

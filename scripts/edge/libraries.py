@@ -1,9 +1,11 @@
 """What runs a bundle on a device: our own programs, built for it, and ONNX Runtime's library."""
 
 import importlib.metadata
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from scripts.edge.architectures import Architecture
@@ -15,6 +17,7 @@ BUILD = ROOT / "build" / "edge"
 TOOLCHAIN = ROOT / "serving" / "native" / "cmake" / "aarch64-linux-gnu.cmake"
 LIBRARY = "lib/libonnxruntime.so.1"
 """Where a package has ONNX Runtime's library."""
+KERNELS = "lib/libllm_kernels.so"
 PROGRAMS = ("bin/llm-run", "bin/llm-serve")
 
 
@@ -26,7 +29,7 @@ def runtime_files(folder: Path) -> dict[str, Path]:
     files = {name: folder / name for name in PROGRAMS}
     # One name each, as the dynamic linker looks for it: a package has no links.
     files |= {f"lib/{path.name}": path for path in (folder / "lib").glob("lib*.so.?")}
-    files |= {f"lib/{path.name}": path for path in (folder / "lib").glob("libllm_kernels.so")}
+    files |= {f"lib/{path.name}": path for path in folder.glob(KERNELS)}
     for path in files.values():
         if not path.is_file():
             raise UserError(
@@ -37,7 +40,10 @@ def runtime_files(folder: Path) -> dict[str, Path]:
 
 
 def build_runtime(architecture: Architecture) -> Path:
-    """Build the native runtime and the service for a device; returns where they are installed."""
+    """Build the native runtime and the service for a device; returns where they are installed.
+
+    Kernels for this machine's architecture are those that were compiled with this package.
+    """
     if not architecture.is_here and architecture.preset is None:
         raise UserError(
             f"The runtime for {architecture.machine} can't be built here: build it there and give "
@@ -46,6 +52,9 @@ def build_runtime(architecture: Architecture) -> Path:
     installed = BUILD / architecture.debian
     _cmake(ROOT / "serving" / "native", architecture, installed)
     _cmake(ROOT / "scripts" / "edge" / "service", architecture, installed)
+    kernels = find_spec("serving.kernels.cpu")
+    if architecture.is_here and kernels and kernels.origin:
+        shutil.copyfile(kernels.origin, installed / KERNELS)
     return installed
 
 
@@ -53,13 +62,16 @@ def _cmake(source: Path, architecture: Architecture, installed: Path) -> None:
     build = BUILD / f"{architecture.debian}-{source.name}"
     options = [f"-DCMAKE_INSTALL_PREFIX={installed}", f"-DCMAKE_PREFIX_PATH={installed}"]
     options += ["-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_BUILD_TYPE=Release"]
+    if source.name == "native":
+        options.append("-DLLM_KERNELS=OFF")
     if not architecture.is_here:
         options.append(f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}")
-    for arguments in (
-        ["-S", source, "-B", build, *options],
-        ["--build", build],
-        ["--install", build, "--strip"],
-    ):
+    steps: tuple[tuple[str | Path, ...], ...] = (
+        ("-S", source, "-B", build, *options),
+        ("--build", build),
+        ("--install", build, "--strip"),
+    )
+    for arguments in steps:
         run_program("cmake", *arguments, package="cmake", purpose="Building the runtime")
 
 

@@ -21,6 +21,7 @@ from scripts.edge.libraries import build_runtime
 from scripts.edge.sealing import encrypted, sign
 from serving.bundle import is_encrypted, open_bundle
 from serving.commands.options import bundle_argument, json_option
+from serving.commands.progress import progress_bar
 from serving.errors import UserError
 
 
@@ -90,6 +91,8 @@ def pack(
         opened = open_bundle(bundle)
         settings = settings_of(opened, arch, version, context, listen)
         with ExitStack() as stack:
+            bar = stack.enter_context(progress_bar())
+            bar.add_task(f"Packing {bundle}", total=None)
             partial = stack.enter_context(written(package, force=force))
             folder = runtime or build_runtime(ARCHITECTURES[arch])
             files = package_files(opened, folder, settings)

@@ -83,7 +83,7 @@ class Package(Closing):
             if match is None:
                 raise ValueError(f"{SUMS} has a line {line!r}")
             name = match[2]
-            member = found.pop(name, None) or found.pop(name + SUFFIX)
+            member = found.pop(name if name in found else name + SUFFIX)
             self._members[name] = member
             if name == DESCRIPTION:
                 self._describe(self.open(member).read(), match[1])

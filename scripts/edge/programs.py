@@ -4,7 +4,6 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from serving.errors import UserError
 
@@ -13,29 +12,30 @@ def run_program(
     *command: str | Path,
     package: str,
     purpose: str,
-    stdin: bytes | IO[bytes] | None = None,
+    stdin: bytes | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> bytes:
     """Run a program and return what it prints.
 
-    Raises UserError with its last line if it fails, and with Debian's ``package`` if there is none.
+    Raises UserError with the line that says why if it fails, or with Debian's ``package``
+    if there is none.
     """
-    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     try:
         done = subprocess.run(
             list(map(str, command)),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             check=False,
             env={**os.environ, **(environment or {})},
-            **given,  # type: ignore[call-overload]
         )
     except FileNotFoundError as error:
         raise UserError(
             f"{purpose} needs {command[0]}, which isn't installed: install Debian's {package}."
         ) from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip() or done.stdout.decode(errors="replace")
-        last = said.strip().splitlines()[-1] if said.strip() else f"status {done.returncode}"
-        raise UserError(f"{purpose} failed, {command[0]} says: {last}")
-    output: bytes = done.stdout
-    return output
+        said = f"{done.stdout.decode(errors='replace')}\n{done.stderr.decode(errors='replace')}"
+        lines = said.strip().splitlines() or [f"status {done.returncode}"]
+        errors = [line for line in lines if "error:" in line.lower()]
+        raise UserError(f"{purpose} failed, {command[0]} says: {(errors or lines)[-1].strip()}")
+    return done.stdout

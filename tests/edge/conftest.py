@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from scripts.edge.host_commands import deploy, rollback, status, update
-from scripts.edge.libraries import LIBRARY
+from scripts.edge.libraries import BUILD, LIBRARY
 from scripts.edge.pack_command import pack
 from tests.edge.relay import CUT
+from tests.exporter.commands import run
 from tests.exports import once
 from tests.serving.tiny_bundle import make_bundle
 
@@ -38,6 +41,28 @@ def run_pack(*arguments: object) -> Result:
     return CliRunner().invoke(pack, list(map(str, [*arguments, *options])))
 
 
+def unpacked_package(bundle: Path, folder: Path, architecture: str, *options: object) -> Path:
+    """What is in the package of a bundle, with the real programs, which are built once."""
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    package = folder / f"{architecture}.tar"
+    with FileLock(BUILD.with_suffix(".lock")):
+        done = run_pack(bundle, package, "--arch", architecture, *options)
+    assert done.exit_code == 0, done.output
+    with tarfile.open(package) as archive:
+        archive.extractall(folder / architecture, filter="data")
+    return folder / architecture
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(path: Path) -> None:
+        result = run(trained_checkpoint, path)
+        assert result.exit_code == 0, result.output
+
+    return once(tmp_path_factory, "trained/float32", make)
+
+
 class Device(NamedTuple):
     """``root`` is where packages are; ``config`` is for ssh, where it is called "device"."""
 
@@ -51,7 +76,7 @@ class Device(NamedTuple):
     def served(self) -> str:
         """What the version that is served says of itself."""
         done = subprocess.run(
-            [self.root / "current/bin/llm", "version"], capture_output=True, text=True, check=True
+            [self.root / "current/bin/llm", "--version"], capture_output=True, text=True, check=True
         )
         return done.stdout
 

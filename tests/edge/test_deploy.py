@@ -16,6 +16,8 @@ from serving.bundle import open_bundle
 from serving.errors import UserError
 from tests.edge.conftest import Device, Packed
 
+pytestmark = pytest.mark.xdist_group("edge")
+
 OLD, NEW = "1.0", "2.0"
 
 

@@ -14,6 +14,8 @@ from serving.bundle import Bundle, file_info, open_bundle
 from tests.edge.conftest import make_runtime, run_pack
 from tests.serving.tiny_bundle import make_bundle
 
+pytestmark = pytest.mark.xdist_group("edge")
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -100,10 +102,10 @@ def test_the_units_are_systemds_and_shut_in(package: Path, bundle: Path, tmp_pat
     (root / "current").symlink_to("versions/1")
     units = tmp_path / "units"
     units.mkdir()
-    subprocess.run(["sh", "-c", SCRIPT, "device", "write_units", root, units], check=True)
+    subprocess.run(["sh", "-c", SCRIPT, "device", "write_units", str(root), str(units)], check=True)
     service, listener = units / "edge-model.service", units / "edge-model.socket"
     done = subprocess.run(
-        ["systemd-analyze", "verify", service, listener],
+        ["systemd-analyze", "verify", str(service), str(listener)],
         capture_output=True,
         text=True,
         check=False,
@@ -146,8 +148,8 @@ def test_a_deb_installs_switches_and_goes(bundle: Path, runtime: Path, tmp_path:
     dpkg = ["dpkg", f"--root={root}", *forced]
     current = root / "opt/export-llm/current"
     for version, deb in debs.items():
-        done = subprocess.run([*dpkg, "-i", deb], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        installed = subprocess.run([*dpkg, "-i", deb], capture_output=True, text=True, check=False)
+        assert installed.returncode == 0, installed.stderr
         assert json.loads((current / "package.json").read_text())["version"] == version
         assert len(list(current.parent.joinpath("versions").iterdir())) == 1
     subprocess.run([*dpkg, "--remove", "export-llm-package"], check=True, capture_output=True)

@@ -12,6 +12,8 @@ import pytest
 from tests.edge.conftest import Device, Packed, make_key
 from tests.edge.test_deploy import deployed, tampered
 
+pytestmark = pytest.mark.xdist_group("edge")
+
 PLAIN, SIGNED = "1.0", "2.0"
 
 

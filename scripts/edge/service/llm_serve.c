@@ -105,8 +105,7 @@ static void serve(service *self, int listener) {
     setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     llm_error error;
-    llm_status status = answer(self, connection, &error);
-    if (status && status != LLM_STOPPED)
+    if (answer(self, connection, &error))
         complain(error.message);
     close(connection);
 }
