@@ -10,10 +10,13 @@ int activated_socket(void);
  * connect. -1 with errno set if that fails. */
 int listening_socket(const char *path);
 
-/* Tell systemd of a state, such as "READY=1". Does nothing without systemd. */
+/* Tell systemd of a state: "READY=1" or "STOPPING=1". Does nothing without systemd. */
 void notify(const char *state);
 
-/* In how many milliseconds the next "WATCHDOG=1" is due, or -1 if nobody waits for it. */
+/* In how many milliseconds the next sign of life is due, or -1 if nobody waits for one. */
 int watchdog_interval(void);
+
+/* A sign of life, if one is due. It never waits. */
+void keep_alive(void);
 
 #endif

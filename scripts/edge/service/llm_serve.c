@@ -60,7 +60,7 @@ static ssize_t read_prompt(service *self, int connection) {
 
 static bool send_piece(const llm_piece *piece, void *user_data) {
     int connection = *(int *)user_data;
-    notify("WATCHDOG=1");
+    keep_alive();
     for (size_t sent = 0; sent < piece->length;) {
         ssize_t count = send(connection, piece->text + sent, piece->length - sent, MSG_NOSIGNAL);
         if (count < 0 && errno != EINTR)
@@ -83,7 +83,7 @@ static llm_status answer(service *self, int connection, llm_error *error) {
                               self->context, &count, error);
     for (; !status && done + chunk < count; done += chunk) {
         status = llm_prefill(self->session, self->ids + done, chunk, error);
-        notify("WATCHDOG=1");
+        keep_alive();
     }
     if (status)
         return status;
@@ -126,7 +126,7 @@ static void run(service *self, int listener) {
     notify("READY=1");
     while (!is_stopping) {
         int ready = ppoll(&incoming, 1, interval < 0 ? NULL : &wait, &while_waiting);
-        notify("WATCHDOG=1");
+        keep_alive();
         if (ready > 0)
             serve(self, listener);
     }
