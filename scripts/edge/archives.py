@@ -77,8 +77,10 @@ def write_deb(path: Path, files: Files, settings: Settings, made: datetime) -> N
         _place(root / "DEBIAN", _control(settings, version))
         for name in ("postinst", "prerm"):
             (root / "DEBIAN" / name).chmod(0o755)
-        for file in root.rglob("*"):
+        for file in (root, *root.rglob("*")):
             os.utime(file, (made.timestamp(), made.timestamp()))
+            if file.is_dir():
+                file.chmod(0o755)
         run_program(
             *("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, path),
             package="dpkg",

@@ -1,6 +1,5 @@
 """An arm64 root of Debian trixie with what the runtime needs, and running programs on it."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from scripts.edge.libraries import LIBRARY
 from tests.conftest import ROOT
 
 SYSROOT = ROOT / "build" / "edge" / "trixie-arm64"
@@ -77,15 +77,8 @@ def _make() -> None:
     (SYSROOT / "proc/cpuinfo").write_text(CPUINFO)
 
 
-def emulated(root: Path, program: Path, *arguments: object, **environment: str) -> str:
-    """What an arm64 program prints."""
-    command = ["qemu-aarch64-static", "-cpu", "cortex-a72", "-L", root, program, *arguments]
-    done = subprocess.run(
-        list(map(str, command)),
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def emulated(root: Path, package: Path, program: str, *arguments: object) -> list[str]:
+    """The command line that runs a package's arm64 program, as its ``bin/llm`` does."""
+    library = f"LLM_ONNXRUNTIME_LIBRARY={package / LIBRARY}"
+    emulator = ["qemu-aarch64-static", "-cpu", "cortex-a72", "-L", root, "-E", library]
+    return list(map(str, [*emulator, package / "bin" / program, *arguments]))

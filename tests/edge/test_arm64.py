@@ -1,8 +1,9 @@
 """The arm64 package under emulation: it writes what the x86-64 package writes."""
 
 import json
-import os
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("edge")
 
 PROMPTS = ("def main(", "import os\n\nclass Reader:\n    def __init__(self")
 TOKENS = 16
+CONTEXT = 24
 
 
 def options(prompt: str) -> tuple[object, ...]:
@@ -48,19 +50,19 @@ def int4_bundle(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     return once(tmp_path_factory, "trained/int4", make)
 
 
-def on_arm64(root: Path, package: Path, prompt: str) -> list[int]:
-    library = {"LLM_ONNXRUNTIME_LIBRARY": str(package / LIBRARY)}
-    program, bundle = package / "bin/llm-run", package / "bundle"
-    return token_ids(emulated(root, program, *options(prompt), bundle, **library))
-
-
-def here(package: Path, prompt: str, **environment: str) -> list[int]:
-    command = list(map(str, [package / "bin/llm", *options(prompt)]))
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+def output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return token_ids(done.stdout)
+    return done.stdout
+
+
+def on_arm64(root: Path, package: Path, prompt: str) -> list[int]:
+    bundle = package / "bundle"
+    return token_ids(output(emulated(root, package, "llm-run", *options(prompt), bundle)))
+
+
+def here(package: Path, prompt: str) -> list[int]:
+    return token_ids(output(list(map(str, [package / "bin/llm", *options(prompt)]))))
 
 
 @pytest.mark.skipif(not ARCHITECTURES["x86-64"].is_here, reason="no x86-64 here")
@@ -72,6 +74,24 @@ def test_float32_gives_the_same_tokens(root: Path, trained_bundle: Path, tmp_pat
             ids = on_arm64(root, arm64, prompt)
             assert ids == here(x86, prompt)
             assert ids == model.generate(prompt, max_new_tokens=TOKENS).token_ids
+        served = model.generate(PROMPTS[0], max_new_tokens=CONTEXT - len(model.encode(PROMPTS[0])))
+        assert ask_service(root, arm64, tmp_path / "socket", PROMPTS[0]) == served.text
+
+
+def ask_service(root: Path, package: Path, path: Path, prompt: str) -> str:
+    """What the arm64 llm-serve answers."""
+    command = emulated(root, package, "llm-serve", package / "bundle", CONTEXT, path)
+    with subprocess.Popen(command) as process, socket.socket(socket.AF_UNIX) as client:
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        client.connect(str(path))
+        client.sendall(prompt.encode())
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answer:
+            text = answer.read().decode()
+        process.terminate()
+    return text
 
 
 NEARLY_EQUAL = 0.1

@@ -145,7 +145,7 @@ def test_a_deb_installs_switches_and_goes(bundle: Path, runtime: Path, tmp_path:
     (root / "var/lib/dpkg/status").touch()
     # Without a chroot, which would need a whole system in it.
     forced = ["--force-script-chrootless", "--force-depends", "--force-not-root"]
-    dpkg = ["dpkg", f"--root={root}", *forced]
+    dpkg: list[str | Path] = ["dpkg", f"--root={root}", *forced]
     current = root / "opt/export-llm/current"
     for version, deb in debs.items():
         installed = subprocess.run([*dpkg, "-i", deb], capture_output=True, text=True, check=False)
