@@ -118,7 +118,7 @@ def test_the_units_are_systemds_and_shut_in(package: Path, bundle: Path, tmp_pat
     assert f"MemoryMax={weights + kv_bytes(opened, 64) + HEADROOM}" in lines
     assert f"ExecStart={root}/current/bin/llm serve" in lines
     assert "ListenStream=/run/edge-model.socket" in listener.read_text().splitlines()
-    security = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", service]
+    security = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(service)]
     done = subprocess.run(security, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -6,7 +6,7 @@
 #   ROOT/incoming/ID/             a package that is on its way, or was cut off
 #   ROOT/keys/                    allowed_signers, age-identity: who may sign, and what decrypts
 #
-# It needs POSIX sh, awk, tar and coreutils or busybox. A message is one sentence, and the status of
+# It needs POSIX sh, awk, tar, flock, and coreutils or busybox. A message is one sentence, and the status of
 # a command that failed is 1. Whatever ends it, `current` is a whole version that was checked.
 set -eu
 export LC_ALL=C
@@ -148,9 +148,10 @@ check_files() {
     [ -z "$other$links" ] || fail "${other:-$links} doesn't belong to the package: deploy it again."
 }
 
-# Whatever is missing on this device shows before anything is switched.
+# Whatever is missing on this device shows before anything is switched. The lock isn't for what is
+# started: busybox's timeout stays behind.
 try_out() {
-    answer=$(bin/llm try 2>&1 </dev/null) ||
+    answer=$(bin/llm try 2>&1 </dev/null 9>&-) ||
         fail "The package doesn't run here ($(echo "$answer" | tail -n 1)): what was served still is."
 }
 
