@@ -135,3 +135,5 @@ def test_programs_and_libraries_are_arm64s(binaries: Path) -> None:
         )
         assert "AArch64" in done.stdout
     assert not (binaries / "lib/libllm_kernels.so").exists()
+    notices = (binaries / "licenses/onnxruntime/ThirdPartyNotices.txt").read_text()
+    assert "protobuf" in notices  # not ours, and in its library
