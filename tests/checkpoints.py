@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
+from serving.loading import DEFAULT_CAPACITY
+
 VOCABULARY = 512
 WINDOW = 8  # smaller than any prompt of the tests
+POSITIONS = DEFAULT_CAPACITY + 904  # so that a test may ask for more than the default
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -35,7 +38,7 @@ SHARED: dict[str, Any] = {
     "eos_token_id": None,
 }
 # The names that most configs use for the rest of the shape.
-SHAPE: dict[str, Any] = {"intermediate_size": 128, "max_position_embeddings": 512}
+SHAPE: dict[str, Any] = {"intermediate_size": 128, "max_position_embeddings": POSITIONS}
 GROUPED: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
 HEADED: dict[str, Any] = GROUPED | {"head_dim": 16}
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
@@ -59,7 +62,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("mixtral", HEADED | EXPERTS),
     "mistral": ("mistral", HEADED | {"sliding_window": WINDOW}),
-    "gpt2": ("gpt2", {"n_positions": 512}),
+    "gpt2": ("gpt2", {"n_positions": POSITIONS}),
     "gemma": ("gemma", HEADED),
     "gemma2": (
         "gemma2",
@@ -84,8 +87,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", GROUPED),
     "phi3": ("phi3", GROUPED | {"original_max_position_embeddings": 512}),
     "gpt_neox": ("gpt_neox", SHAPE),
-    "gptj": ("gptj", {"n_positions": 512, "rotary_dim": 8}),
-    "opt": ("opt", {"ffn_dim": 128, "max_position_embeddings": 512, "word_embed_proj_dim": 64}),
+    "gptj": ("gptj", {"n_positions": POSITIONS, "rotary_dim": 8}),
+    "opt": (
+        "opt",
+        {"ffn_dim": 128, "max_position_embeddings": POSITIONS, "word_embed_proj_dim": 64},
+    ),
     "granite": (
         "granite",
         GROUPED
@@ -102,12 +108,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", GROUPED | {"no_rope_layer_interval": 2}),
     "falcon": (
         "falcon",
-        {"max_position_embeddings": 512, "new_decoder_architecture": True, "num_kv_heads": 2},
+        {"max_position_embeddings": POSITIONS, "new_decoder_architecture": True, "num_kv_heads": 2},
     ),
     "falcon_alibi": (
         "falcon",
         {
-            "max_position_embeddings": 512,
+            "max_position_embeddings": POSITIONS,
             "alibi": True,
             "bias": True,
             "multi_query": False,
@@ -115,8 +121,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "parallel_attn": False,
         },
     ),
-    "bloom": ("bloom", {}),
-    "mpt": ("mpt", {"max_seq_len": 512, "use_cache": True}),
+    "bloom": ("bloom", {"seq_length": POSITIONS}),  # it has no limit: any config may name one
+    "mpt": ("mpt", {"max_seq_len": POSITIONS, "use_cache": True}),
     "cohere": ("cohere", GROUPED | {"logit_scale": 1.5}),
     "gpt_oss": (
         "gpt_oss",

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,9 +14,10 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from exporter.tracing import cache_layers, trace
+from exporter import unrolling
+from exporter.tracing import cache_layers
 from tests.checkpoints import make_checkpoint
-from tests.exports import once
+from tests.traces import traced_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +52,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have every model's code traced once a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unrolling, "trace", traced_once(unrolling.trace, tmp_path_factory))
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from an architecture's name to its tiny checkpoint, made at first use."""
@@ -64,19 +73,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
-def traced_graph(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
-) -> Graphs:
+def traced_graph(checkpoint: Callable[[str], Path]) -> Graphs:
     """Return a function from an architecture to its graph as traced in float32, new each time."""
 
     def load(architecture: str) -> ir.Model:
-        def make(path: Path) -> None:
-            model = AutoModelForCausalLM.from_pretrained(
-                checkpoint(architecture), dtype=torch.float32
-            ).eval()
-            ir.save(trace(model, cache_layers(model)), path)
-
-        return ir.load(once(tmp_path_factory, f"traced/{architecture}.onnx", make))
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint(architecture), dtype=torch.float32
+        ).eval()
+        return unrolling.trace_unrolled(model, cache_layers(model))
 
     return load
 

@@ -1,7 +1,7 @@
 """The acceptance matrix: every architecture, exported and served, says what transformers says."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import serving
 from serving.bundle import open_bundle
 from serving.loading import DEFAULT_CAPACITY
-from tests.checkpoints import ARCHITECTURES, VOCABULARY, WINDOW, make_checkpoint
+from tests.checkpoints import ARCHITECTURES, POSITIONS, VOCABULARY, WINDOW
 from tests.exports import export_bundle
 
 NEW_TOKENS = 128
 LENGTHS = (21, 9, 34)  # all longer than the window
-MOST = DEFAULT_CAPACITY + 904  # positions of the checkpoints here
 # None is the default; the others are just enough for these sequences, and more than the default.
-CAPACITIES = (None, max(LENGTHS) + NEW_TOKENS, MOST)
-# What configs call their number of positions.
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-
-
-def most_positions(architecture: str) -> dict[str, Any]:
-    """The override that gives an architecture ``MOST`` positions."""
-    config = ARCHITECTURES[architecture][1]
-    # bloom has no limit: any config may name one as seq_length.
-    return {next((name for name in POSITIONS if name in config), "seq_length"): MOST}
+CAPACITIES = (None, max(LENGTHS) + NEW_TOKENS, POSITIONS)
 
 
 def ragged_prompts() -> list[list[int]]:
@@ -56,13 +46,13 @@ def first_difference(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_tokens_equal_transformers(architecture: str, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(
-        architecture, tmp_path / "checkpoint", **most_positions(architecture)
-    )
-    bundle = export_bundle(checkpoint, tmp_path / "bundle")
+def test_greedy_tokens_equal_transformers(
+    architecture: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = checkpoint(architecture)
+    bundle = export_bundle(source, tmp_path / "bundle")
     assert open_bundle(bundle).manifest.parity["embeddings"] is not None, "they were not compared"
-    reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     prompts = ragged_prompts()
     expected = [greedy(reference, prompt) for prompt in prompts]
     assert min(LENGTHS) > WINDOW

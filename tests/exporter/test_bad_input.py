@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints import POSITIONS
 from tests.exporter.commands import refusal
 
 Damage = Callable[[Path], None]
@@ -132,12 +133,12 @@ def test_bad_checkpoint(damaged: Path, tmp_path: Path, damage: Damage, says: str
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--max-length", "1"], "takes from 2 to 512 tokens"),
-        (["--max-length", "513"], "takes from 2 to 512 tokens"),
+        (["--max-length", "1"], f"takes from 2 to {POSITIONS} tokens"),
+        (["--max-length", str(POSITIONS + 1)], f"takes from 2 to {POSITIONS} tokens"),
         (["--bf16"], "no bfloat16 kernels for the CPU"),
         (["--prefill-chunk", "8"], "--prefill-chunk sizes a TensorRT engine"),
-        ([*RTX, "--prefill-chunk", "513"], "this engine takes from 1 to 512 tokens."),
-        ([*RTX, "--prefill-chunk", "0"], "this engine takes from 1 to 512 tokens."),
+        ([*RTX, "--prefill-chunk", str(POSITIONS + 1)], f"takes from 1 to {POSITIONS} tokens."),
+        ([*RTX, "--prefill-chunk", "0"], f"this engine takes from 1 to {POSITIONS} tokens."),
         (["--compute-capability", "8.6"], "add --target tensorrt-rtx."),
         (
             [*RTX, "--compute-capability", "8.6,9.0"],

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.export import Request, plan_export
 from serving.errors import UserError
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import POSITIONS, make_checkpoint
 
 LONGROPE = {
     "max_position_embeddings": 256,
@@ -23,7 +23,7 @@ LONGROPE = {
 def test_the_models_own_length_is_the_limit(tmp_path: Path) -> None:
     checkpoint = make_checkpoint("llama", tmp_path / "checkpoint")
     _, plan = plan_export(Request(str(checkpoint), tmp_path / "bundle"))
-    assert plan.max_length == 512
+    assert plan.max_length == POSITIONS
 
 
 def test_a_rotary_embedding_that_changes_with_the_length_ends_before(tmp_path: Path) -> None:

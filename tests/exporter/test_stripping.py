@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from engines import stripping
 from engines.stripping import strip
 from engines.tensorrt.builder import build
-from exporter.tracing import cache_layers, trace
+from exporter.tracing import cache_layers
+from exporter.unrolling import trace_unrolled
 from serving.bundle import DType, open_bundle
 from serving.errors import UserError
 from serving.restoring import restore_bundle
@@ -30,7 +31,7 @@ def built_engine(checkpoint: Path, directory: Path, dtype: DType) -> Path:
     """An engine of this checkpoint, without the checks of an export."""
     kind = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=kind).eval()
-    graph = trace(model, cache_layers(model))
+    graph = trace_unrolled(model, cache_layers(model))
     engine = build(graph, directory, target="tensorrt-rtx", max_length=64, batch=2)
     return directory / engine.name
 

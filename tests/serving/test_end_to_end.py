@@ -1,8 +1,6 @@
 """A real checkpoint, exported and served: tokens, texts, memory and damage."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import serving
 from serving import Model, UserError
 from serving.chat import Message
 from serving.decoding import SpeculationMethod
-from tests.checkpoints import make_checkpoint
+from tests.exports import export_bundle, once
 from tests.serving.fixed_costs import FixedCosts
 
 LENGTH = 1200
@@ -24,18 +22,17 @@ PROMPTS = [[5, 9, 301, 44, 17, 300, 211, 8, 3, 99, 120, 7], [42, 43], [77, 15, 4
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(checkpoint: Callable[[str], Path]) -> Path:
     """Grouped queries, and a layer with a window smaller than any text here."""
-    directory = tmp_path_factory.mktemp("end_to_end") / "checkpoint"
-    return make_checkpoint("qwen2_window", directory, max_position_embeddings=LENGTH)
+    return checkpoint("qwen2_window")
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "bundle"
-    command = [sys.executable, "-c", "from exporter.cli import main; main()"]
-    subprocess.run([*command, checkpoint, path], check=True, capture_output=True)
-    return path
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    def make(path: Path) -> None:
+        export_bundle(checkpoint, path)
+
+    return once(tmp_path_factory, "qwen2_window-float32", make)
 
 
 @pytest.fixture(scope="module")

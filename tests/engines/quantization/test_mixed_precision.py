@@ -85,8 +85,8 @@ def quantized(graph: ir.Model, bits: Mapping[str, int]) -> ir.Model:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return load_trained(trained_checkpoint, tmp_path_factory)
+def trained(trained_checkpoint: Path) -> Trained:
+    return load_trained(trained_checkpoint)
 
 
 class TestTrained:

@@ -24,8 +24,8 @@ def test_the_scale_is_that_of_the_paper() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return load_trained(trained_checkpoint, tmp_path_factory)
+def trained(trained_checkpoint: Path) -> Trained:
+    return load_trained(trained_checkpoint)
 
 
 class TestTrained:

@@ -215,8 +215,8 @@ def test_groups_that_do_not_divide(decoder: Decoder) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return load_trained(trained_checkpoint, tmp_path_factory)
+def trained(trained_checkpoint: Path) -> Trained:
+    return load_trained(trained_checkpoint)
 
 
 class TestTrained:

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from engines.calibration import observe
 from engines.quality import Quality, QualityTally
 from exporter.calibration_text import default_text
-from exporter.tracing import cache_layers, trace
+from exporter.tracing import cache_layers
+from exporter.unrolling import trace_unrolled
 from serving.contract import LOGITS
-from tests.exports import once
 
 LENGTH, CALIBRATION, HELD_OUT = 192, 6, 8
 
@@ -38,7 +37,7 @@ class Trained:
         return tally.quality()
 
 
-def load_trained(checkpoint: Path, factory: pytest.TempPathFactory) -> Trained:
+def load_trained(checkpoint: Path) -> Trained:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
     ids = np.array(tokenizer(default_text()[0][:120_000])["input_ids"], np.int64)
     blocks = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
@@ -46,9 +45,5 @@ def load_trained(checkpoint: Path, factory: pytest.TempPathFactory) -> Trained:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = [model(torch.from_numpy(window)[None]).logits[0].numpy() for window in held_out]
-    graph = once(
-        factory,
-        "standard/trained.onnx",
-        lambda path: ir.save(trace(model, cache_layers(model)), path),
-    )
-    return Trained(ir.load(graph), calibration, held_out, logits)
+    graph = trace_unrolled(model, cache_layers(model))
+    return Trained(graph, calibration, held_out, logits)

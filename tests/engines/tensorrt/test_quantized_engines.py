@@ -24,7 +24,8 @@ from engines.quantization.weights import WeightScheme
 from engines.standard import optimize
 from engines.tensorrt.builder import DEFAULTS, build
 from engines.tensorrt.options import ADA_AND_NEWER, BuildOptions
-from exporter.tracing import cache_layers, trace
+from exporter.tracing import cache_layers
+from exporter.unrolling import trace_unrolled
 from serving.errors import UserError
 
 pytest.importorskip("tensorrt_rtx")
@@ -46,7 +47,7 @@ def standard_graph(dtype: torch.dtype, *, tied: bool) -> ir.Model:
         tie_word_embeddings=tied,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    graph = trace(model, cache_layers(model))
+    graph = trace_unrolled(model, cache_layers(model))
     optimize(graph)
     return graph
 
