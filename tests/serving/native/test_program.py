@@ -1,4 +1,4 @@
-"""The C program in docs/native.md: compiled as it says there, and run."""
+"""The C program in README.md: compiled as it says there, and run."""
 
 import re
 import subprocess
@@ -8,10 +8,10 @@ import serving
 from tests.conftest import ROOT
 from tests.serving.native.building import run
 
-PAGE = ROOT / "docs" / "native.md"
+PAGE = ROOT / "README.md"
 
 
-def test_the_program_of_the_page_generates_text(prefix: Path, tiny: Path, tmp_path: Path) -> None:
+def test_the_program_of_the_readme_generates_text(prefix: Path, tiny: Path, tmp_path: Path) -> None:
     (program,) = re.findall(r"```c\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(program.splitlines()) <= 30
     (tmp_path / "program.c").write_text(program)
