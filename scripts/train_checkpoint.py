@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 def main(directory: Path, steps: int, seed: int) -> None:
     start = time.perf_counter()
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     held_out_modules = modules[::16]

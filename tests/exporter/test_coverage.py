@@ -17,7 +17,7 @@ from tests.checkpoints import make_checkpoint
 
 # Trait -> a type that has it. None of them is among the architectures that other tests export.
 EXACT = {
-    "experts beside shared ones, and a router's correction": "ernie4_5_moe",
+    "experts beside shared ones, and a router's correction": "glm4_moe",
     "position offset by the padding id": "roberta",
     "decoder of an encoder-decoder model that counts positions itself": "bart",
     "keys and values of different size, complex rotation": "deepseek_v2",
