@@ -32,7 +32,7 @@ def examples(page: str, pattern: str, server: Running) -> list[str]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("page", PAGES)
 def test_curl(demo: Running, page: str) -> None:
-    for command in examples(page, r"^    (curl .*?)\n\n", demo):
+    for command in examples(page, r"^    (curl [^\n]*/v1/.*?)\n\n", demo):
         ended = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True
         )

