@@ -2,22 +2,19 @@
 
 import ctypes
 import functools
-import hashlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from exporter import unrolling
 from exporter.tracing import cache_layers
 from tests.checkpoints import make_checkpoint
 from tests.traces import traced_once
+from tests.training import train_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,13 +84,5 @@ def traced_graph(checkpoint: Callable[[str], Path]) -> Graphs:
 
 @pytest.fixture(scope="session")
 def trained_checkpoint() -> Path:
-    """Return the small trained checkpoint, kept until the script that trains it changes."""
-    script = ROOT / "scripts" / "train_checkpoint.py"
-    version = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
-    cache = ROOT / "build" / "checkpoints"
-    cache.mkdir(parents=True, exist_ok=True)
-    directory = cache / f"trained-{version}"
-    with FileLock(cache / f"{version}.lock"):
-        if not (directory / "tokenizer.json").is_file():  # written last
-            subprocess.run([sys.executable, script, directory], check=True)
-    return directory
+    """The small trained checkpoint, kept until the script that trains it changes."""
+    return train_once()
