@@ -52,7 +52,8 @@ def test_killed_and_run_again(checkpoint: Callable[[str], Path], tmp_path: Path)
 
 def test_ctrl_c_while_an_engine_is_built(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    process = start(checkpoint("llama"), tmp_path / "bundle", "--target", "tensorrt-rtx")
+    options = ("--target", "tensorrt-rtx", "--max-length", "512")
+    process = start(checkpoint("llama"), tmp_path / "bundle", *options)
     wait_for(tmp_path / ".bundle.partial" / "model.tensorrt-rtx.engine", process)
     process.send_signal(signal.SIGINT)
     output = process.communicate()
