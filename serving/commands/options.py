@@ -54,6 +54,7 @@ class OpenOptions(TypedDict):
     capacity: int | None
     threads: int | None
     provider: Literal["cpu", "cuda"] | None
+    runtime: Literal["python", "native"]
     prefill_chunk: int
     prepack: bool
     verify: bool
@@ -139,6 +140,12 @@ def load_options(command: Command) -> Command:
         click.option("--threads", type=int, help="Threads (default: the physical cores)."),
         click.option(
             "--provider", type=click.Choice(["cpu", "cuda"]), help="Where ONNX Runtime runs."
+        ),
+        click.option(
+            "--runtime",
+            type=click.Choice(["python", "native"]),
+            default="python",
+            help="What steps the engine: Python, or the C library (default: python).",
         ),
         click.option("--prefill-chunk", type=int, default=512, help="Prompt tokens run at once."),
         click.option(

@@ -39,6 +39,7 @@ _LOADING = (
     "capacity",
     "threads",
     "provider",
+    "runtime",
     "prefill_chunk",
     "prepack",
     "verify",

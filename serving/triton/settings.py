@@ -27,6 +27,7 @@ class Settings(BaseModel):
     prefill_chunk: PositiveInt = 512
     target: Target | None = None
     provider: Literal["cpu", "cuda"] | None = None
+    runtime: Literal["python", "native"] = "python"
     prepack: bool = False
     verify: bool = True
     key_file: Path | None = None
