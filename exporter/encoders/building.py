@@ -1,15 +1,15 @@
 """Building an encoder's engines from its standard graph, and what the gate has to run for them."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from engines import onnxruntime as onnxruntime_target
-from engines.encoders.onnxruntime import lower_encoder
 from engines.linears import find_linears
 from engines.passes.sizes import static_size
+from engines.tensorrt.callbacks import Progress, show_nothing
 from exporter.building import are_integers
 from exporter.checkpoint import Checkpoint
 from exporter.encoders.plan import EncoderPlan
@@ -91,22 +91,70 @@ def encoder_info(
 def write_uncompressed(model: ir.Model, directory: Path) -> EncoderSubject:
     """Write the graph as it is before it is quantised, for the parity gate."""
     model = model.clone()
-    lower_encoder(model)
+    onnxruntime_target.lower(model)
     directory.mkdir()
     onnxruntime_target.write(model, directory)
     return EncoderSubject(directory, ())
 
 
 def build_encoder_engines(
-    model: ir.Model, partial: Path
+    model: ir.Model, partial: Path, plan: EncoderPlan, *, progress: Progress = show_nothing
 ) -> tuple[list[EngineInfo], list[EncoderSubject]]:
     """Build every target's engine into ``partial``, and say what the gate has to run for them."""
-    lower_encoder(model)
-    onnxruntime_target.write(model, partial)
-    engine = EngineInfo(
-        target="onnxruntime",
-        file=onnxruntime_target.MODEL_FILE,
-        weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
-        runtime_version=version_of("onnxruntime"),
+    engines: list[EngineInfo] = []
+    subjects: list[EncoderSubject] = []
+    tensorrt = tuple(target for target in plan.targets if target != "onnxruntime")
+    if tensorrt:
+        subjects.append(_write_check_graph(model, partial / "check", tensorrt))
+        engines += [_build_tensorrt(model, target, partial, plan, progress) for target in tensorrt]
+    if "onnxruntime" in plan.targets:
+        onnxruntime_target.lower(model)
+        onnxruntime_target.write(model, partial)
+        engine = EngineInfo(
+            target="onnxruntime",
+            file=onnxruntime_target.MODEL_FILE,
+            weight_bytes=(partial / onnxruntime_target.WEIGHTS_FILE).stat().st_size,
+            runtime_version=version_of("onnxruntime"),
+        )
+        engines.insert(0, engine)
+        subjects.insert(0, EncoderSubject(partial, ("onnxruntime",)))
+    return engines, subjects
+
+
+def _build_tensorrt(
+    model: ir.Model, target: Target, partial: Path, plan: EncoderPlan, progress: Progress
+) -> EngineInfo:
+    from engines.encoders.tensorrt import build_encoder
+
+    weights = (value.const_value for value in model.graph.initializers.values())
+    built = build_encoder(
+        model.clone(),
+        partial,
+        target=target,
+        max_length=plan.max_length,
+        batch=plan.batch,
+        options=plan.build_options,
+        progress=progress,
     )
-    return [engine], [EncoderSubject(partial, ("onnxruntime",))]
+    return EngineInfo(
+        target=target,
+        file=built.name,
+        weight_bytes=sum(weight.nbytes for weight in weights if weight is not None),
+        max_batch=plan.batch,
+        max_sequence=plan.max_length,
+        runtime_version=built.runtime_version,
+        **asdict(built.portability),
+    )
+
+
+def _write_check_graph(
+    model: ir.Model, directory: Path, targets: tuple[Target, ...]
+) -> EncoderSubject:
+    """Write the graph as lowered for TensorRT, which is standard ONNX, for ONNX Runtime to run."""
+    from engines.tensorrt.lowering import lower_encoder
+
+    lowered = model.clone()
+    lower_encoder(lowered)
+    directory.mkdir()
+    onnxruntime_target.write(lowered, directory)
+    return EncoderSubject(directory, targets)

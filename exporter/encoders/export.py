@@ -4,24 +4,34 @@ import errno
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 from transformers import PreTrainedModel
 
 from engines.packing import checksums, commit, reserved
+from engines.quantization.apply import quantize
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize
 from engines.tensorrt.options import BuildOptions
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint, find_checkpoint, refuse_non_finite
-from exporter.encoders.building import build_encoder_engines, encoder_info
-from exporter.encoders.gate import check_encoder_parity
+from exporter.encoders.building import (
+    EncoderSubject,
+    build_encoder_engines,
+    encoder_info,
+    write_uncompressed,
+)
+from exporter.encoders.gate import check_encoder_parity, check_encoder_quality
 from exporter.encoders.loading import load_encoder, refuse_missing
 from exporter.encoders.plan import EncoderPlan, label_names, make_encoder_plan
+from exporter.encoders.quality import EncoderQuality
 from exporter.encoders.report import EncoderReport
 from exporter.encoders.structure import check_encoder_graph
+from exporter.encoders.texts import EncoderTexts, encoder_texts
 from exporter.encoders.tracing import trace_encoder
 from exporter.export import TOOLS, Clock, Stages, release_weights
+from exporter.float16_range import keep_in_range
 from exporter.plan import DTYPES, megabytes, refusal
 from exporter.structure import GraphError, WeightAccount, account_weights
 from exporter.tokenization import special_tokens, write_tokenizer
@@ -112,28 +122,41 @@ def _export_into(
     plan: EncoderPlan,
     clock: Clock,
 ) -> None:
+    texts = None
+    if not plan.recipe.is_empty or plan.dtype == "float16":
+        with clock.stage("Reading text"):
+            texts = encoder_texts(checkpoint, plan.max_length, request.calibration)
     with clock.stage("Tracing"):
         traced = trace_checkpoint(checkpoint, plan)
         labels = label_names(traced.source) if plan.task in _LABELLED else ()
     try:
         optimize(traced.graph)
+        before, islands = _compress(traced.graph, plan, texts, partial, clock)
         with clock.stage("Writing"):
             encoder = encoder_info(traced.graph, plan, checkpoint, labels)
-            engines, subjects = build_encoder_engines(traced.graph, partial)
+            engines, subjects = build_encoder_engines(
+                traced.graph, partial, plan, progress=clock.stages.progress
+            )
             write_tokenizer(checkpoint.directory, partial)
     except ValueError as error:  # a pass can't express this architecture
         raise refusal(checkpoint, error) from error
     release_weights(traced.source)
     tokens = special_tokens(checkpoint, encoder.vocab_size)
     with clock.stage("Checking parity"):
-        parity = check_encoder_parity(checkpoint, plan, encoder, subjects, tokens.pad or 0)
+        parity = check_encoder_parity(
+            checkpoint, plan, encoder, before or subjects, tokens.pad or 0
+        )
     if not parity.passed:
         raise UserError(f"{checkpoint.name} was not exported: {parity.reason()}.")
-    for subject in subjects:
+    quality: list[EncoderQuality] = []
+    if before and texts is not None:
+        with clock.stage("Measuring quality"):
+            quality = check_encoder_quality(checkpoint, plan, encoder, subjects, texts.held_out)
+    for subject in (*before, *subjects):
         subject.remove()
-    EncoderReport(plan, parity, traced.weights, traced.unused, engines, clock.seconds, None).write(
-        partial
-    )
+    EncoderReport(
+        plan, parity, traced.weights, traced.unused, engines, clock.seconds, islands, quality
+    ).write(partial)
     with clock.stage("Packing"):
         manifest = Manifest(
             format_version=1,
@@ -150,9 +173,32 @@ def _export_into(
             engines=tuple(engines),
             tokens=tokens,
             parity=parity.as_dict(),
+            quality={"engines": [q.as_dict() for q in quality]} if quality else None,
             files=checksums(partial),
         )
         commit(partial, request.bundle, manifest, force=request.force)
+
+
+def _compress(
+    graph: ir.Model, plan: EncoderPlan, texts: EncoderTexts | None, partial: Path, clock: Clock
+) -> tuple[list[EncoderSubject], list[str] | None]:
+    """Make float16 safe and quantise, in place, as the plan says.
+
+    Returns the graph as it was before it was quantised, if it was, and the nodes that leave
+    float16's range; None for another type.
+    """
+    islands = None
+    if plan.dtype == "float16" and texts is not None:
+        with clock.stage("Checking range"):
+            islands = keep_in_range(graph, plan.model, texts.calibration, partial)
+    if plan.recipe.is_empty or texts is None:
+        return [], islands
+    before = write_uncompressed(graph, partial / "before")
+    with clock.stage("Quantising"), TemporaryDirectory(dir=partial) as scratch:
+        # The layer that gives embeddings is one like the others.
+        is_embed = plan.task == "embed"
+        quantize(graph, plan.recipe, texts.calibration, Path(scratch), head=is_embed)
+    return [before], islands
 
 
 def trace_checkpoint(checkpoint: Checkpoint, plan: EncoderPlan) -> TracedEncoder:

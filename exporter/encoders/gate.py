@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from exporter.calibration_windows import Tokens
 from exporter.checkpoint import Checkpoint
 from exporter.encoders.building import EncoderSubject
 from exporter.encoders.loading import load_encoder
@@ -20,9 +21,11 @@ from exporter.encoders.parity import (
     run_reference,
 )
 from exporter.encoders.plan import EncoderPlan
+from exporter.encoders.quality import EncoderQuality, measure, text_inputs
 from serving.bundle import EncoderInfo
 from serving.encoders.contract import input_names
 from serving.encoders.engine import EncoderEngine
+from serving.errors import UserError
 
 
 def check_encoder_parity(
@@ -62,6 +65,36 @@ def check_encoder_parity(
             for subject, run in zip(subjects, runs, strict=True)
         ]
     )
+
+
+def check_encoder_quality(
+    checkpoint: Checkpoint,
+    plan: EncoderPlan,
+    encoder: EncoderInfo,
+    subjects: Sequence[EncoderSubject],
+    held_out: Sequence[Tokens],
+) -> list[EncoderQuality]:
+    """Compare quantised engines with the float32 checkpoint; raises UserError for too much loss."""
+    task = plan.task
+    names = input_names(task, token_types=plan.token_types)
+    batches = [Batch("", text_inputs(tokens, names)) for tokens in held_out]
+    runs = []
+    for subject in subjects:
+        with EncoderEngine(subject.file, encoder) as engine:
+            runs.append(run_engine(engine, batches, task))
+    reference = load_encoder(checkpoint, task, torch.float32).model
+    exact = run_reference(reference, batches, task, plan.sentences)
+    measured = [
+        measure(run, exact, task, engine=subject.describe())
+        for subject, run in zip(subjects, runs, strict=True)
+    ]
+    for quality in measured:
+        if said := quality.breach():
+            raise UserError(
+                f"{checkpoint.name} was not exported: {said}; calibrate with text of its own kind, "
+                "use --int8, or export it without quantisation."
+            )
+    return measured
 
 
 def _float16_error(

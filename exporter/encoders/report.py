@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.encoders.parity import EncoderParity
 from exporter.encoders.plan import EncoderPlan
+from exporter.encoders.quality import EncoderQuality
 from exporter.float16_range import range_markdown
 from exporter.report import listing
 from exporter.structure import WeightAccount
@@ -25,6 +26,8 @@ class EncoderReport:
     seconds: dict[str, float]
     islands: list[str] | None
     """The nodes that leave float16's range, by name; None for another type."""
+    quality: list[EncoderQuality]
+    """What each quantised engine loses."""
 
     def write(self, directory: Path) -> None:
         """Write report.md and report.json into a bundle's directory."""
@@ -39,6 +42,7 @@ class EncoderReport:
             "engines": [engine.model_dump() for engine in self.engines],
             "parity": self.parity.as_dict(),
             "float32_islands": self.islands,
+            "quality": [quality.as_dict() for quality in self.quality],
             "weights": {
                 "used": len(self.weights.used),
                 "unused_by_the_graph": self.weights.unused,
@@ -67,6 +71,8 @@ class EncoderReport:
         lines += ["", *_parity_lines(self.parity)]
         if self.islands is not None:
             lines += ["", *range_markdown(self.islands)]
+        if self.quality:
+            lines += ["", "## Quality", "", *(quality.markdown() for quality in self.quality)]
         lines += [
             "",
             "## Weights",
