@@ -17,6 +17,7 @@ from engines.linears import Linear, find_linears
 from engines.passes.lora_inputs import without_adapter
 from engines.passes.sizes import known_type, static_size
 from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
 from serving.engine import IntArray
 from serving.onnxruntime import open_session
 
@@ -199,10 +200,12 @@ def _name(value: ir.Value) -> str:
 
 
 def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[Any]]:
-    """Inputs that prefill one row of tokens, int64 [n], over buffers just as long."""
+    """Inputs that run one row of tokens, int64 [n], over KV buffers just as long, if any."""
     tokens = np.ascontiguousarray(window, np.int64)[None]
     feeds: dict[str, npt.NDArray[Any]] = {
         INPUT_IDS: tokens,
+        ATTENTION_MASK: np.ones_like(tokens),
+        TOKEN_TYPE_IDS: np.zeros_like(tokens),
         PAST_LENGTHS: np.zeros(1, np.int64),
         LOGITS_POSITIONS: np.arange(tokens.shape[1], dtype=np.int64)[None],
     }

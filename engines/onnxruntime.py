@@ -1,4 +1,7 @@
-"""The onnxruntime target: lowers the standard graph and writes it for ONNX Runtime."""
+"""The onnxruntime target: lowers the standard graph and writes it for ONNX Runtime.
+
+Graphs of encoders, which have no cache, have passes of their own.
+"""
 
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from engines.passes.integer_matmul import lower_integer_matmul
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
 from engines.passes.widened_float8 import widen_float8_weights
-from serving.contract import CUDA_MODEL_FILE
+from serving.contract import CUDA_MODEL_FILE, PAST_LENGTHS
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -31,11 +34,15 @@ PASSES = (
     fuse_gated_activations,
     expose_embeddings,
 )
+# Whole texts have many rows, for which ONNX Runtime's own packed products and its standard
+# attention are as fast as any other: see docs/encoders.md.
+ENCODER_PASSES = (lower_integer_matmul, lower_block_quantized_weights)
 
 
 def lower(model: ir.Model) -> None:
-    """Lower the standard graph for ONNX Runtime, in place."""
-    for lowering in PASSES:
+    """Lower the standard graph of a decoder or an encoder for ONNX Runtime, in place."""
+    is_decoder = any(value.name == PAST_LENGTHS for value in model.graph.inputs)
+    for lowering in PASSES if is_decoder else ENCODER_PASSES:
         lowering(model)
     # Several passes may have computed the same lengths, under the same names.
     common.CommonSubexpressionEliminationPass()(model)

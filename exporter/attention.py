@@ -23,7 +23,7 @@ from serving.contract import WINDOW_METADATA
 EXPORT = "export_llm"
 
 # Keyword arguments of attention functions that change nothing at inference in this graph.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "cache_position",
         "cu_seq_lens_k",
@@ -97,7 +97,7 @@ def attention(
     max_sequence, head_dim]. Returns [batch, sequence, heads, head_dim]. Raises UntraceableError for
     an argument that would change the result and isn't understood.
     """
-    unknown = {name for name, given in others.items() if given is not None} - _HARMLESS
+    unknown = {name for name, given in others.items() if given is not None} - HARMLESS
     if "indices" in unknown:
         raise UntraceableError(INDEXED)
     if unknown:

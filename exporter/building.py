@@ -47,9 +47,9 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
         dtype=plan.dtype,
         quantized_cache="int8" if pasts[0].dtype == ir.DataType.INT8 else None,
         integer_weights=any(
-            linear.dequantize and _are_integers(linear.dequantize.outputs[0]) for linear in linears
+            linear.dequantize and are_integers(linear.dequantize.outputs[0]) for linear in linears
         ),
-        integer_activations=any(_are_integers(linear.source) for linear in linears),
+        integer_activations=any(are_integers(linear.source) for linear in linears),
         layers=tuple(layers),
         lora=lora_tables(model),
         max_length=plan.max_length,
@@ -57,7 +57,7 @@ def graph_info(model: ir.Model, plan: Plan) -> GraphInfo:
     )
 
 
-def _are_integers(value: ir.Value) -> bool:
+def are_integers(value: ir.Value) -> bool:
     """Whether a value is dequantised integers."""
     producer = value.producer()
     if producer is None or producer.op_type != "DequantizeLinear":

@@ -55,15 +55,21 @@ class LoadedModel:
 
 
 def find_checkpoint(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    is_decoder: bool = True,
 ) -> Checkpoint:
     """Find ``name``, a directory or a hub id, and check that it is whole.
 
     Raises UserError if it isn't a checkpoint, a file is missing or truncated, or the architecture
-    is unknown, needs remote code or is no decoder.
+    is unknown, needs remote code or, where it should be one, is no decoder.
     """
-    directory = Path(name) if Path(name).is_dir() else _download(name, revision)
-    config = _read_config(directory, name, trust_remote_code=trust_remote_code)
+    directory = locate(name, revision)
+    config = _read_config(
+        directory, name, trust_remote_code=trust_remote_code, is_decoder=is_decoder
+    )
     packing = None
     if settings := getattr(config, "quantization_config", None):
         packing = packing_of(settings if isinstance(settings, dict) else settings.to_dict(), name)
@@ -80,6 +86,11 @@ def find_checkpoint(
     )
 
 
+def locate(name: str, revision: str | None = None) -> Path:
+    """The directory of a checkpoint, which is downloaded if ``name`` is a hub id."""
+    return Path(name) if Path(name).is_dir() else _download(name, revision)
+
+
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
     """Load all weights in ``dtype``; raises UserError if any is missing, misshapen or left over.
 
@@ -88,7 +99,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LoadedModel:
     try:
         model, info = _from_pretrained(checkpoint, dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{checkpoint.name} can't be loaded: {_first_line(error)}.") from error
+        raise UserError(f"{checkpoint.name} can't be loaded: {first_line(error)}.") from error
+    refuse_mismatched(checkpoint, info)
     _refuse_unaccounted(checkpoint, info)
     return LoadedModel(model.eval(), _unused(model, checkpoint))
 
@@ -173,23 +185,27 @@ def _from_pretrained(
     )
 
 
-def _refuse_unaccounted(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+def refuse_mismatched(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+    """Raise UserError where a stored tensor has another shape than the config asks for."""
     if mismatched := sorted(info["mismatched_keys"]):
         tensor, stored, wanted = mismatched[0]
         raise UserError(
             f"The config and the weights of {checkpoint.name} disagree: {tensor} is stored as "
             f"{list(stored)} and config.json asks for {list(wanted)}"
-            f"{_and_others(len(mismatched))}; fix config.json or get the right weights."
+            f"{and_others(len(mismatched))}; fix config.json or get the right weights."
         )
+
+
+def _refuse_unaccounted(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"{checkpoint.name} has no weights for {missing[0]}{_and_others(len(missing))}, which "
+            f"{checkpoint.name} has no weights for {missing[0]}{and_others(len(missing))}, which "
             f"{type(checkpoint.config).__name__} needs: get the complete checkpoint."
         )
     if unexpected := sorted(info["unexpected_keys"]):
         raise UserError(
             f"{checkpoint.name} has weights that {type(checkpoint.config).__name__} doesn't use: "
-            f"{unexpected[0]}{_and_others(len(unexpected))}; config.json is for another model."
+            f"{unexpected[0]}{and_others(len(unexpected))}; config.json is for another model."
         )
 
 
@@ -228,15 +244,17 @@ def _download(name: str, revision: str | None) -> Path:
     except OSError as error:
         raise UserError(
             f"There is no directory {name}, and the hub can't be reached to ask for a model of "
-            f"that name ({_first_line(error)}): check the spelling and the connection."
+            f"that name ({first_line(error)}): check the spelling and the connection."
         ) from error
 
 
-def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreTrainedConfig:
+def _read_config(
+    directory: Path, name: str, *, trust_remote_code: bool, is_decoder: bool
+) -> PreTrainedConfig:
     file = directory / "config.json"
     if not file.is_file():
         raise UserError(f"{name} is no checkpoint, it has no config.json: check the path.")
-    raw = _read_json(file)
+    raw = read_json(file)
     model_type = raw.get("model_type")
     if "auto_map" in raw and not trust_remote_code:
         raise UserError(
@@ -249,10 +267,11 @@ def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreT
             f"{name} has the architecture {model_type!r}, which transformers "
             f"{transformers.__version__} doesn't know: install a version that does."
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" not in raw:
+    is_known = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in raw
+    if is_decoder and not is_known:
         raise UserError(
             f"{name} has the architecture {model_type!r}, which is no decoder: only models for "
-            "text generation can be exported."
+            "text generation and, with --task, encoders can be exported."
         )
     try:
         return AutoConfig.from_pretrained(
@@ -260,7 +279,7 @@ def _read_config(directory: Path, name: str, *, trust_remote_code: bool) -> PreT
         )
     except Exception as error:  # configs validate themselves, each in its own way
         raise UserError(
-            f"{file} can't be used ({_first_line(error.__cause__ or error)}): get it again."
+            f"{file} can't be used ({first_line(error.__cause__ or error)}): get it again."
         ) from error
 
 
@@ -269,7 +288,7 @@ def _stored_tensors(
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shape of every stored tensor and the file that it is in, by its name."""
     if (directory / _INDEX).is_file():
-        index = _read_json(directory / _INDEX).get("weight_map")
+        index = read_json(directory / _INDEX).get("weight_map")
         if not isinstance(index, dict):
             raise UserError(f"{directory / _INDEX} has no weight_map: get it again.")
         files = sorted(set(index.values()))
@@ -292,12 +311,13 @@ def _stored_tensors(
                     file_of[tensor] = file
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{directory / file} is truncated or damaged ({_first_line(error)}): get it again."
+                f"{directory / file} is truncated or damaged ({first_line(error)}): get it again."
             ) from error
     return tensors, file_of
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises UserError where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -311,9 +331,11 @@ def _product(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _and_others(count: int) -> str:
+def and_others(count: int) -> str:
+    """What a sentence says of the others where it names the first of ``count``."""
     return f" and {count - 1} more" if count > 1 else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

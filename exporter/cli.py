@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -20,8 +20,10 @@ from exporter.cli_options import (
     quantization_options,
     recipe_of,
 )
+from exporter.encoders.command import export_encoder_command, is_encoder
 from exporter.inspect_engine import inspect_engine
 from exporter.subcommands import CommandWithSubcommands
+from serving.encoders.contract import Task
 from serving.errors import UserError
 
 _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
@@ -45,6 +47,11 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
     help="Engine to build; repeat for several.  [default: onnxruntime]",
 )
 @click.option(
+    "--task",
+    type=click.Choice(get_args(Task)),
+    help="What an encoder is for.  [default: what its head is for]",
+)
+@click.option(
     "--max-length", type=int, help="Most tokens of a sequence.  [default: the model's own]"
 )
 @engine_options
@@ -64,6 +71,7 @@ def main(
     bundle: Path,
     dtype: str | None,
     targets: tuple[str, ...],
+    task: Task | None,
     max_length: int | None,
     batch: int,
     prefill_chunk: int | None,
@@ -102,22 +110,31 @@ def main(
             from engines.packing import check_free
 
             check_free(bundle, force=force)
-        from exporter.export import Request, export, plan_export
-        from exporter.progress import StageDisplay, print_plan
-
-        request = Request(
-            model=model,
-            bundle=bundle,
-            dtype=dtype or "float32",  # type: ignore[arg-type]
-            targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
-            max_length=max_length,
-            batch=batch,
-            prefill_chunk=prefill_chunk,
-            build_options=build_options_of(
+        common: dict[str, Any] = {
+            "dtype": dtype or "float32",
+            "targets": tuple(dict.fromkeys(targets)) or ("onnxruntime",),
+            "build_options": build_options_of(
                 compute_capability=compute_capability,
                 hardware_compatibility=hardware_compatibility,
                 version_compatible=version_compatible,
             ),
+            "recipe": recipe_of(**quantization),
+        }
+        if is_encoder(model, task, revision):
+            export_encoder_command(**common, dry_run=dry_run, as_json=as_json)
+            if not dry_run:
+                _say_done(bundle, as_json=as_json)
+            return
+        from exporter.export import Request, export, plan_export
+        from exporter.progress import StageDisplay, print_plan
+
+        request = Request(
+            **common,
+            model=model,
+            bundle=bundle,
+            max_length=max_length,
+            batch=batch,
+            prefill_chunk=prefill_chunk,
             strip_weights=strip_weights,
             tensor_parallel=tensor_parallel,
             stages=stages,
@@ -132,7 +149,6 @@ def main(
                 prune_channels=prune_channels,
                 prune_layers=prune_layers,
             ),
-            recipe=recipe_of(**quantization),
             lora=lora or bool(lora_modules),
             lora_modules=lora_modules,
             calibration=calibration,
@@ -149,11 +165,14 @@ def main(
         ) from error
     except UserError as error:
         raise click.ClickException(str(error)) from error
-    if as_json:
-        click.echo((bundle / "report.json").read_text(encoding="utf-8"))
-    else:
-        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-        click.echo(f"{bundle}: {report['parity']['status']}; see {bundle / 'report.md'}")
+    _say_done(bundle, as_json=as_json)
+
+
+def _say_done(bundle: Path, *, as_json: bool) -> None:
+    """Print what became of an export: one line, or the whole report."""
+    text = (bundle / "report.json").read_text(encoding="utf-8")
+    status = json.loads(text)["parity"]["status"]
+    click.echo(text if as_json else f"{bundle}: {status}; see {bundle / 'report.md'}")
 
 
 def _quiet_libraries() -> None:

@@ -41,7 +41,7 @@ from exporter.versions import version_of
 from serving.bundle import DType, Manifest, ModelInfo, Target
 from serving.errors import UserError
 
-_TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
+TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
 
 
 class Stages(Protocol):
@@ -202,7 +202,7 @@ def _export_into(
             write_tokenizer(checkpoint.directory, partial)
     except ValueError as error:  # a pass can't express this architecture
         raise refusal(checkpoint, error) from error
-    _release_weights(traced.source)  # they are on disk now; the engine maps them from there
+    release_weights(traced.source)  # they are on disk now; the engine maps them from there
     with clock.stage("Checking parity"):
         parity = check_parity(checkpoint, plan, before or subjects)
     if not parity.passed:
@@ -234,7 +234,7 @@ def _export_into(
         manifest = Manifest(
             format_version=1,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            built_with={tool: version_of(tool) for tool in _TOOLS},
+            built_with={tool: version_of(tool) for tool in TOOLS},
             model=ModelInfo(
                 name=plan.model,
                 architecture=plan.architecture,
@@ -286,7 +286,7 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
     return TracedGraph(graph, model, weights, loaded.unused)
 
 
-def _release_weights(model: PreTrainedModel) -> None:
+def release_weights(model: PreTrainedModel) -> None:
     """Empty the parameters: graphs that tools remember would keep the whole file mapped."""
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)

@@ -32,7 +32,7 @@ DTYPES: dict[DType, torch.dtype] = {
 }
 ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DEFAULTS = BuildOptions()
-_UNLIMITED = 2048  # for architectures that name no maximum
+UNLIMITED = 2048  # for architectures that name no maximum
 _SCALES = 0.03  # bytes of scales a quantised weight: float32 for each 128
 
 
@@ -187,7 +187,7 @@ def make_plan(
         export_memory=max(weight_bytes, stored * 4) * 5 // 4 + 400_000_000,
         disk=_disk(weight_bytes, engine_bytes, len(targets), watched) + repeated * len(targets),
     )
-    _check_disk(bundle, plan.disk)
+    check_disk(bundle, plan.disk)
     return plan
 
 
@@ -278,7 +278,7 @@ def _tied(model: PreTrainedModel) -> int:
 
 
 def _limit(model: PreTrainedModel, wanted: int | None) -> int:
-    longest = longest_sequence(model) or _UNLIMITED
+    longest = longest_sequence(model) or UNLIMITED
     if wanted is None:
         return longest
     if wanted < 2 or wanted > longest:
@@ -288,7 +288,8 @@ def _limit(model: PreTrainedModel, wanted: int | None) -> int:
     return wanted
 
 
-def _check_disk(bundle: Path, needed: int) -> None:
+def check_disk(bundle: Path, needed: int) -> None:
+    """Raise UserError where the disk of a bundle has too little room."""
     existing = next(path for path in (bundle, *bundle.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

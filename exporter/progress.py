@@ -2,7 +2,7 @@
 
 import json
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -78,10 +78,6 @@ class StageDisplay:
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
     """Print what an export would do and need."""
-    if as_json:
-        print(json.dumps(plan.as_dict(), indent=2))
-        return
-    table = Table(title=f"Plan for {plan.model}", show_header=False)
     size = f"{plan.parameters:,} parameters, {len(plan.layers)} layers"
     ranks = f" over {plan.tensor_parallel} ranks" if plan.tensor_parallel > 1 else ""
     rows = {
@@ -96,6 +92,15 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         "memory to export": f"about {megabytes(plan.export_memory)}",
         "disk": f"about {megabytes(plan.disk)}",
     }
+    print_rows(f"Plan for {plan.model}", rows, plan.as_dict(), as_json=as_json)
+
+
+def print_rows(title: str, rows: dict[str, str], data: dict[str, Any], *, as_json: bool) -> None:
+    """Print a table of names and values, or ``data`` as JSON."""
+    if as_json:
+        print(json.dumps(data, indent=2))
+        return
+    table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)

@@ -90,8 +90,8 @@ class Report:
             f"{len(self.weights.used)} of the model's tensors are in the graph, all from the "
             "checkpoint.",
         ]
-        lines += _listing("In the model and not in the graph", self.weights.unused)
-        lines += _listing(
+        lines += listing("In the model and not in the graph", self.weights.unused)
+        lines += listing(
             "In the checkpoint and not in the model, as the architecture declares", self.unused
         )
         lines += ["", "## Time", "", "| stage | seconds |", "| --- | --- |"]
@@ -157,5 +157,6 @@ def _greedy_line(parity: ParityReport) -> str:
     )
 
 
-def _listing(title: str, names: tuple[str, ...]) -> list[str]:
+def listing(title: str, names: tuple[str, ...]) -> list[str]:
+    """Lines of markdown with a name each; none where there are no names."""
     return ["", f"{title}:", "", *(f"- `{name}`" for name in names)] if names else []

@@ -99,35 +99,44 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "vocab_size_per_layer_input": 0,
         }
     },
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
+    "esmc": {"num_key_value_heads": 4},
     "jamba": {"attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16, "full_attn_idxs": None},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64},
+    "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 64},
     "nemotron_h": {"n_groups": 1},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "xmod": {"default_language": "en_XX"},
 }
-FLAGS = {"is_decoder": True, "use_cache": True, "use_sliding_window": True}
+FLAGS = {"use_cache": True, "use_sliding_window": True}
 TOKEN_ID = r".*_token_(id|index)"
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """A config of ``model_type`` with a few small layers, one of each kind that its default has."""
+def tiny_config(model_type: str, *, is_decoder: bool = True) -> PreTrainedConfig:
+    """A config of ``model_type`` with a few small layers, one of each kind that its default has.
+
+    Types that may be both are decoders or, without ``is_decoder``, encoders.
+    """
+    flags = FLAGS | {"is_decoder": is_decoder}
     special = SPECIAL.get(model_type, {})
     default = AutoConfig.for_model(model_type, **special)
     nested = {
-        name: type(part)(**_tiny_values(part, special.get(name, {})))
+        name: type(part)(**_tiny_values(part, special.get(name, {}), flags))
         for name in default.sub_configs
         if isinstance(part := getattr(default, name, None), PreTrainedConfig)
     }
-    return AutoConfig.for_model(model_type, **(_tiny_values(default, special) | nested))
+    return AutoConfig.for_model(model_type, **(_tiny_values(default, special, flags) | nested))
 
 
-def _tiny_values(default: PreTrainedConfig, special: dict[str, Any]) -> dict[str, Any]:
+def _tiny_values(
+    default: PreTrainedConfig, special: dict[str, Any], flags: dict[str, bool]
+) -> dict[str, Any]:
     """The arguments of a config's class that make it tiny."""
     plain = {k: v for k, v in default.to_dict().items() if k not in default.sub_configs}
     values = _small_numbers(plain) | {
-        name: value for name, value in FLAGS.items() if isinstance(plain.get(name), bool)
+        name: value for name, value in flags.items() if isinstance(plain.get(name), bool)
     }
     values |= special
     counts = [name for name in LAYER_COUNTS if isinstance(plain.get(name), int)]

@@ -1,6 +1,7 @@
 """Serve a bundle: tokens from an exported model, without torch, transformers or onnx.
 
-``serving.load(bundle).generate(prompts, max_new_tokens=...)`` is all most programs need.
+``serving.load(bundle).generate(prompts, max_new_tokens=...)`` is all most programs need, and for
+encoders ``serving.load_encoder(bundle).embed(texts)``.
 """
 
 from importlib import import_module
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from serving.constraints import Constraint
     from serving.decoding import Token
+    from serving.encoders.model import EncoderModel
+    from serving.encoders.opening import load_encoder
     from serving.errors import UserError
     from serving.generation import Model
     from serving.loading import load
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Constraint",
+    "EncoderModel",
     "Generation",
     "LogProbs",
     "Model",
@@ -24,17 +28,20 @@ __all__ = [
     "Token",
     "UserError",
     "load",
+    "load_encoder",
 ]
 
 _HOMES = {
     "Constraint": "constraints",
+    "EncoderModel": "encoders.model",
     "Generation": "result",
     "LogProbs": "sampling",
     "Model": "generation",
     "SamplingParameters": "sampling",
     "Token": "decoding",
     "UserError": "errors",
-    "load": "loading",
+    "load": "opening",  # typed as what decoders' bundles give
+    "load_encoder": "encoders.opening",
 }
 
 

@@ -12,10 +12,13 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
+from serving.encoders.contract import Pooling, Task
 from serving.errors import UserError
 
 FORMAT_VERSION = 1
@@ -118,6 +121,36 @@ class GraphInfo(_Part):
         return width * _CACHE_BYTES[self.cache_dtype]
 
 
+class EncoderInfo(_Part):
+    """The graph of an encoder: see serving/encoders/contract.py for its inputs and outputs.
+
+    ``max_length`` counts the special tokens in. ``hidden_size`` is the width of embeddings, and
+    ``pooling`` and ``normalize`` say how they came about; those are None and False for other tasks.
+    ``labels`` are those of a classifier, several of which may hold where it ``is_multi_label``.
+    ``mask_token`` is the id that fill-mask looks for.
+    """
+
+    contract_version: PositiveInt
+    task: Task
+    vocab_size: PositiveInt
+    dtype: DType
+    integer_weights: bool = False
+    integer_activations: bool = False
+    token_types: bool
+    max_length: PositiveInt
+    hidden_size: PositiveInt | None = None
+    pooling: Pooling | None = None
+    normalize: bool = False
+    labels: tuple[str, ...] = ()
+    is_multi_label: bool = False
+    mask_token: NonNegativeInt | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are integers."""
+        return self.integer_weights
+
+
 class FileInfo(_Part):
     """Size in bytes and SHA-256 (hexadecimal) of one file."""
 
@@ -183,21 +216,54 @@ class SpecialTokens(_Part):
 
 
 class Manifest(_Part):
-    """All of ``bundle.json``; ``created`` is an ISO 8601 time, ``parity`` has at least a status."""
+    """All of ``bundle.json``; ``created`` is an ISO 8601 time, ``parity`` has at least a status.
+
+    It has a decoder's ``graph`` or an ``encoder``.
+    """
 
     format_version: Literal[1]
     created: str
     built_with: dict[str, str]
     model: ModelInfo
-    graph: GraphInfo
+    decoder: GraphInfo | None = Field(default=None, alias="graph")
+    encoder: EncoderInfo | None = None
     engines: tuple[EngineInfo, ...]
     tokens: SpecialTokens
     parity: dict[str, Any]
     quality: dict[str, Any] | None = None
     files: dict[FileName, FileInfo]
 
+    @property
+    def graph(self) -> GraphInfo:
+        """The decoder graph; raises UserError where the bundle has an encoder."""
+        if self.decoder is None:
+            raise UserError(
+                f"The bundle of {self.model.name} holds an encoder, which doesn't generate: use "
+                f"it for {self.require_encoder().task}, or export a model for text generation."
+            )
+        return self.decoder
+
+    def require_encoder(self) -> EncoderInfo:
+        """The encoder; raises UserError where the bundle has a decoder."""
+        if self.encoder is None:
+            raise UserError(
+                f"The bundle of {self.model.name} holds a decoder: export an encoder, or use "
+                "generate."
+            )
+        return self.encoder
+
+    @model_serializer(mode="wrap")
+    def _without_other_graph(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what isn't there: readers that know no encoders refuse even null."""
+        data: dict[str, Any] = serialize(self)
+        names = {"decoder": "graph"}
+        absent = "decoder" if self.decoder is None else "encoder"
+        return {names.get(n, n): value for n, value in data.items() if n != absent}
+
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
+        if (self.decoder is None) == (self.encoder is None):
+            raise ValueError("it has no graph, or two")
         if "status" not in self.parity:
             raise ValueError("parity has no status")
         for engine in self.engines:
@@ -211,8 +277,8 @@ class Manifest(_Part):
                 if stage.first_layer != layer:
                     raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
                 layer += stage.layers
-            if engine.stages and layer != len(self.graph.layers):
-                count = len(self.graph.layers)
+            count = len(self.decoder.layers) if self.decoder is not None else 0
+            if engine.stages and layer != count:
                 raise ValueError(f"its stages have {layer} layers, not {count}")
         return self
 

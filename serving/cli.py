@@ -2,16 +2,20 @@
 
 import click
 
+from serving.commands.answer import answer
 from serving.commands.bench import bench
 from serving.commands.chat import chat
+from serving.commands.classify import classify
 from serving.commands.doctor import doctor
 from serving.commands.embed import embed
 from serving.commands.encrypt import decrypt, encrypt
+from serving.commands.fill_mask import fill_mask
 from serving.commands.generate import generate
 from serving.commands.group import CommandGroup
 from serving.commands.http import http
 from serving.commands.inspect import inspect
 from serving.commands.keys import keys
+from serving.commands.label_tokens import label_tokens
 from serving.commands.ray import ray
 from serving.commands.restore import restore
 from serving.commands.score import score
@@ -29,6 +33,10 @@ COMMANDS = (
     chat,
     score,
     embed,
+    classify,
+    fill_mask,
+    label_tokens,
+    answer,
     http,
     ray,
     triton,

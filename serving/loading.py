@@ -67,7 +67,7 @@ def load(
     capacity = _choose_capacity(opened, engine, capacity)
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
-    tokenizer = _load_tokenizer(opened)
+    tokenizer = load_tokenizer(opened)
     if prefix_rows < 0:
         raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
     tables = _load_adapters(opened, adapters or {})
@@ -93,7 +93,7 @@ def load(
 
 def load_prompts(bundle: Bundle) -> PromptEncoder:
     """The bundle's tokenizer and chat template, without its engine."""
-    tokenizer = _load_tokenizer(bundle)
+    tokenizer = load_tokenizer(bundle)
     vocab_size = bundle.manifest.graph.vocab_size
     return PromptEncoder(vocab_size, tokenizer, _load_chat_template(bundle, tokenizer))
 
@@ -162,7 +162,7 @@ def _open(plans: list[EnginePlan], provider: "Provider", threads: int | None) ->
 
 def _plan_draft(bundle: Bundle, plan: EnginePlan, tokenizer: "Tokenizer | None") -> EnginePlan:
     """Plan the engine of a draft model beside that of the model it drafts for."""
-    own = _load_tokenizer(bundle)
+    own = load_tokenizer(bundle)
     if tokenizer is None or own is None:
         sizes = {each.manifest.graph.vocab_size for each in (bundle, plan.bundle)}
         are_equal = tokenizer is own is None and len(sizes) == 1
@@ -192,6 +192,12 @@ def choose_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
             f"The bundle's graph follows contract version {manifest.graph.contract_version}, this "
             f"export-llm runs version {CONTRACT_VERSION}: export the model again."
         )
+    return find_engine(bundle, target)
+
+
+def find_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
+    """The same, whatever the graph is."""
+    manifest = bundle.manifest
     if any(engine.stripped_from for engine in manifest.engines):
         raise UserError(
             f"The bundle {str(bundle.path)!r} comes without its weights: put them in with "
@@ -266,7 +272,8 @@ def free_memory() -> int | None:
     return int(fields["MemAvailable"].removesuffix("kB")) * 1024
 
 
-def _load_tokenizer(bundle: Bundle) -> "Tokenizer | None":
+def load_tokenizer(bundle: Bundle) -> "Tokenizer | None":
+    """The bundle's tokenizer, which neither cuts nor pads; None if it has none."""
     file = bundle.file("tokenizer.json")
     if file is None:
         return None

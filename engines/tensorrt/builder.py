@@ -92,7 +92,7 @@ def build(
         profiles.append((steps, profile))
     file = directory / engine_file(target, rank)
     try:
-        _serialize(network, config, file, target, log, progress)
+        serialize(network, config, file, target, log, progress)
         verify_size(file, model)
         summary = describe_build(
             network,
@@ -110,10 +110,13 @@ def build(
     return EngineFile(file.name, library.__version__, portability, prefill_chunk)
 
 
-def _serialize(
+def serialize(
     network: Network, config: Any, file: Path, target: Target, log: Any, progress: Progress
 ) -> None:
-    """Build the engine and stream it into ``file``: it is as large as the weights."""
+    """Build the engine and stream it into ``file``: it is as large as the weights.
+
+    Raises UserError if it can't be built or written.
+    """
     cancelled = threading.Event()
     config.progress_monitor = make_monitor(network.library, progress, cancelled)
     with file.open("wb") as stream:

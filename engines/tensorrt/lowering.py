@@ -26,6 +26,11 @@ PASSES = (
 def lower(model: ir.Model, max_length: int) -> None:
     """Lower the standard graph for TensorRT, in place; lowering it again changes nothing."""
     fix_capacity(model, max_length)
+    lower_encoder(model)
+
+
+def lower_encoder(model: ir.Model) -> None:
+    """The same for a graph without a cache: its attention has masks as it is."""
     for lowering in PASSES:
         lowering(model)
     common.CommonSubexpressionEliminationPass()(model)

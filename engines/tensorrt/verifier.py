@@ -29,7 +29,9 @@ from serving.contract import (
     past_name,
     present_name,
 )
+from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
 
+_ENCODER_INPUTS = {INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, LOGITS_POSITIONS}
 # 64-bit inputs are what the contract has; a scatter along an axis may be computed in another way.
 # A function's nodes have one name wherever it is called.
 _HARMLESS_WARNINGS = (
@@ -41,20 +43,36 @@ _HARMLESS_WARNINGS = (
 
 def verify(network: Network, model: ir.Model) -> None:
     """Compare a mended network with its lowered graph. Raises VerificationError."""
-    producers = {
-        layer.get_output(i).name: layer
-        for layer in (network.definition.get_layer(i) for i in range(network.definition.num_layers))
-        for i in range(layer.num_outputs)
-    }
+    producers = _producers(network)
     _verify_warnings(network)
     _verify_interface(network, model)
     _verify_inputs_are_used(network, producers)
     _verify_types(network, model)
-    _verify_attention(network, model, producers)
+    _verify_attention(network, model, producers, PAST_LENGTHS)
     _verify_caches(network, producers)
     verify_precision(network, model, producers)
     verify_quantization(network, model, producers)
     verify_collectives(network, model, producers)
+
+
+def verify_encoder(network: Network, model: ir.Model) -> None:
+    """The same for a graph without a cache. Raises VerificationError."""
+    producers = _producers(network)
+    _verify_warnings(network)
+    _verify_interface(network, model)
+    _verify_inputs_are_used(network, producers)
+    _verify_types(network, model)
+    _verify_attention(network, model, producers, ATTENTION_MASK)
+    verify_precision(network, model, producers)
+    verify_quantization(network, model, producers)
+    if extra := sorted(set(_inputs(network)) - _ENCODER_INPUTS):
+        raise VerificationError(f"the input {extra[0]!r} is none of the contract's")
+
+
+def _producers(network: Network) -> dict[str, Any]:
+    """The layer that gives each tensor."""
+    layers = map(network.definition.get_layer, range(network.definition.num_layers))
+    return {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
 
 
 def _verify_warnings(network: Network) -> None:
@@ -103,8 +121,13 @@ def _verify_types(network: Network, model: ir.Model) -> None:
             )
 
 
-def _verify_attention(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
-    """Every Attention node has its layer, with the operands and the mask that it asks for."""
+def _verify_attention(
+    network: Network, model: ir.Model, producers: dict[str, Any], seen_by: str
+) -> None:
+    """Every Attention node has its layer, with the operands and the mask that it asks for.
+
+    Masks follow from the input ``seen_by``.
+    """
     attentions = network.attentions()
     kinds = network.library.CausalMaskKind
     nodes = {name_of(node.outputs[0]): node for node in attention_nodes(model)}
@@ -120,21 +143,21 @@ def _verify_attention(network: Network, model: ir.Model, producers: dict[str, An
                 raise VerificationError(f"{where} has the {role} {got!r}, not {asked!r}")
         if attention.causal_kind != kinds.NONE or attention.key_value_lengths is not None:
             raise VerificationError(f"{where} has a causal kind or KV lengths beside its mask")
-        _verify_mask(where, attention.mask, node.inputs[3], producers)
+        _verify_mask(where, attention.mask, node.inputs[3], producers, seen_by)
         if attention.decomposable != lacks_kernel(node):
             raise VerificationError(f"{where} has decomposable = {attention.decomposable}")
 
 
 def _verify_mask(
-    where: str, tensor: Any, value: ir.Value | None, producers: dict[str, Any]
+    where: str, tensor: Any, value: ir.Value | None, producers: dict[str, Any], seen_by: str
 ) -> None:
-    """There is a mask, it is the graph's, and it follows from the lengths of the rows."""
+    """There is a mask, it is the graph's, and it follows from the input ``seen_by``."""
     if tensor is None or value is None:
         raise VerificationError(f"{where} has no mask")
     if name_of(value) not in origins(tensor, producers):
         raise VerificationError(f"{where} has mask {tensor.name!r}, not {name_of(value)!r}")
-    if PAST_LENGTHS not in ancestors([tensor.name], producers):
-        raise VerificationError(f"the mask of {where} doesn't depend on {PAST_LENGTHS}")
+    if seen_by not in ancestors([tensor.name], producers):
+        raise VerificationError(f"the mask of {where} doesn't depend on {seen_by}")
 
 
 def _verify_caches(network: Network, producers: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     yield "special tokens", f"bos {tokens.bos}, eos {list(tokens.eos)}, pad {tokens.pad}"
     yield from _parity(manifest.parity)
     for measured in (manifest.quality or {}).get("engines", ()):
-        yield "quality", _pairs(measured["overall"])
+        yield "quality", _pairs(measured.get("overall", measured))
     yield "created", manifest.created
     yield (
         "built with",

@@ -1,11 +1,12 @@
 """Options that several commands share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from serving.errors import UserError
 
@@ -236,6 +237,18 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): give another file.") from error
+
+
+def refuse_given(names: Collection[str], why: str) -> None:
+    """Raise UserError if an option of the running command is given that has one of these names.
+
+    ``why`` follows its name in the sentence.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in names and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UserError(f"{parameter.opts[0]} {why}")
 
 
 def add_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:

@@ -95,7 +95,7 @@ def test_small_disk(
     assert said.endswith("has 0 MB free: make room or choose another disk.")
 
     # As if another program had filled it after that check.
-    monkeypatch.setattr(plan_module, "_check_disk", lambda *_: None)
+    monkeypatch.setattr(plan_module, "check_disk", lambda *_: None)
     said = refusal(small_disk, checkpoint("llama"), small_disk / "new" / "bundle")
     assert said.endswith("is full: make room for 21 MB.")
 

@@ -1,0 +1,1 @@
+"""Lowering, quantising and building the graphs of encoders."""

@@ -1,0 +1,1 @@
+"""From an encoder's checkpoint to a checked bundle."""

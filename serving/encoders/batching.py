@@ -1,0 +1,45 @@
+"""Batches of texts that are about as long as each other, so that little of them is padding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.contract import INPUT_IDS
+from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
+from serving.engine import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as an encoder reads it: ids and the types of its tokens, each [n]."""
+
+    ids: Sequence[int]
+    types: Sequence[int]
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of the texts of each batch: as many as ``budget`` tokens take, padding included.
+
+    Longest first, so that the largest batch comes first and memory is asked for once. A text that
+    is longer than the budget has a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def stacked(texts: Sequence[Tokens], pad: int, *, token_types: bool) -> dict[str, IntArray]:
+    """The inputs of a batch, padded on the right to its longest text."""
+    shape = (len(texts), max(len(text.ids) for text in texts))
+    ids, mask, types = np.full(shape, pad), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, text in enumerate(texts):
+        length = len(text.ids)
+        ids[row, :length], types[row, :length], mask[row, :length] = text.ids, text.types, 1
+    inputs = {INPUT_IDS: ids, ATTENTION_MASK: mask}
+    return inputs | ({TOKEN_TYPE_IDS: types} if token_types else {})

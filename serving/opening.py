@@ -1,0 +1,30 @@
+"""Opening whatever a bundle holds: ``serving.load``."""
+
+import functools
+from pathlib import Path
+from typing import Any, cast
+
+from serving import loading
+from serving.bundle import open_bundle
+from serving.encoders.opening import open_encoder
+from serving.errors import UserError
+from serving.generation import Model
+
+# What of the parameters for decoders there is for encoders too.
+_FOR_ENCODERS = {"target", "threads"}
+
+
+@functools.wraps(loading.load)
+def load(bundle: str | Path, **options: Any) -> Model:
+    """Open a bundle: loading.load for decoders; an encoder's gives an EncoderModel.
+
+    Type checkers know that by its own function, load_encoder.
+    """
+    opened = open_bundle(bundle, options.pop("verify", True), options.get("key_file"))
+    if opened.manifest.encoder is None:
+        return loading.load(bundle, verify=False, **options)
+    options.pop("key_file", None)
+    given = {name: value for name, value in options.items() if value is not None}
+    if others := sorted(given.keys() - _FOR_ENCODERS):
+        raise UserError(f"{others[0]} is for models that generate text: leave it out.")
+    return cast(Model, open_encoder(opened, **given))
