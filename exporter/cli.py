@@ -47,6 +47,9 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 @click.option(
     "--max-length", type=int, help="Most tokens of a sequence.  [default: the model's own]"
 )
+@click.option(
+    "--max-source-length", type=int, help="Most tokens that an encoder reads.  [default: its own]"
+)
 @engine_options
 @quantization_options
 @pruning_options
@@ -65,6 +68,7 @@ def main(
     dtype: str | None,
     targets: tuple[str, ...],
     max_length: int | None,
+    max_source_length: int | None,
     batch: int,
     prefill_chunk: int | None,
     compute_capability: str | None,
@@ -111,6 +115,7 @@ def main(
             dtype=dtype or "float32",  # type: ignore[arg-type]
             targets=tuple(dict.fromkeys(targets)) or ("onnxruntime",),  # type: ignore[arg-type]
             max_length=max_length,
+            max_source_length=max_source_length,
             batch=batch,
             prefill_chunk=prefill_chunk,
             build_options=build_options_of(

@@ -20,11 +20,14 @@ from engines.tensorrt.precision import verify_precision
 from engines.tensorrt.quantization import verify_quantization
 from engines.tensorrt.tensors import TYPES, VerificationError, ancestors, origins
 from serving.contract import (
+    ATTENTION_MASK,
     INPUT_IDS,
     LOGITS_POSITIONS,
     PARTS,
     PAST_LENGTHS,
+    SOURCE_LENGTHS,
     cached_layers,
+    is_cross,
     is_hidden,
     past_name,
     present_name,
@@ -39,19 +42,37 @@ _HARMLESS_WARNINGS = (
 )
 
 
+# What masks follow from: the past, or an encoder-decoder's source.
+_LENGTHS = frozenset({PAST_LENGTHS, SOURCE_LENGTHS, ATTENTION_MASK})
+
+
 def verify(network: Network, model: ir.Model) -> None:
     """Compare a mended network with its lowered graph. Raises VerificationError."""
-    producers = {
+    producers = _producers(network)
+    _verify_computation(network, model, producers)
+    _verify_caches(network, producers)
+
+
+def verify_encoder(network: Network, model: ir.Model) -> None:
+    """Compare the network of an encoder, which has no cache; see ``verify``."""
+    _verify_computation(network, model, _producers(network))
+
+
+def _producers(network: Network) -> dict[str, Any]:
+    """The layer that makes each tensor, by the tensor's name."""
+    return {
         layer.get_output(i).name: layer
         for layer in (network.definition.get_layer(i) for i in range(network.definition.num_layers))
         for i in range(layer.num_outputs)
     }
+
+
+def _verify_computation(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
     _verify_warnings(network)
     _verify_interface(network, model)
     _verify_inputs_are_used(network, producers)
     _verify_types(network, model)
     _verify_attention(network, model, producers)
-    _verify_caches(network, producers)
     verify_precision(network, model, producers)
     verify_quantization(network, model, producers)
     verify_collectives(network, model, producers)
@@ -133,7 +154,7 @@ def _verify_mask(
         raise VerificationError(f"{where} has no mask")
     if name_of(value) not in origins(tensor, producers):
         raise VerificationError(f"{where} has mask {tensor.name!r}, not {name_of(value)!r}")
-    if PAST_LENGTHS not in ancestors([tensor.name], producers):
+    if not _LENGTHS & set(ancestors([tensor.name], producers)):
         raise VerificationError(f"the mask of {where} doesn't depend on {PAST_LENGTHS}")
 
 
@@ -145,8 +166,8 @@ def _verify_caches(network: Network, producers: dict[str, Any]) -> None:
     inputs, outputs = _inputs(network), _outputs(network)
     layers = cached_layers(inputs)
     pairs = {past_name(i, part): present_name(i, part) for i in layers for part in PARTS}
-    others = {name for name in inputs if name not in pairs and not is_hidden(name)}
-    if unknown := sorted(others - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS}):
+    others = {n for n in inputs if n not in pairs and not is_hidden(n) and not is_cross(n)}
+    if unknown := sorted(others - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, SOURCE_LENGTHS}):
         raise VerificationError(f"the input {unknown[0]!r} is none of the contract's")
     selected = {name for name in pairs if inputs[name].dtype == network.library.DataType.INT8}
     in_place = pairs.keys() - selected
