@@ -15,6 +15,7 @@ from serving.commands.keys import keys
 from serving.commands.ray import ray
 from serving.commands.restore import restore
 from serving.commands.score import score
+from serving.commands.translate import summarize, translate
 from serving.commands.triton import triton
 
 
@@ -27,6 +28,8 @@ def main() -> None:
 COMMANDS = (
     generate,
     chat,
+    translate,
+    summarize,
     score,
     embed,
     http,
