@@ -15,8 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from serving.contract import ADAPTER_IDS, INPUT_IDS, LOGITS, LOGITS_POSITIONS, PAST_LENGTHS
-from serving.engine import Engine
+from serving.contract import (
+    ADAPTER_IDS,
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_POSITIONS,
+    PAST_LENGTHS,
+    SOURCE_LENGTHS,
+    cross_name,
+)
+from serving.engine import Engine, IntArray
+from serving.kv_cache import HostBuffer, SourceCache
 from serving.lora import AdapterTables
 
 Floats = npt.NDArray[np.float32]
@@ -62,16 +72,15 @@ def exact_logits(
     capacity: int,
     adapters: AdapterTables | None = None,
     adapter_id: int = 0,
+    source: SourceCache | None = None,
 ) -> Floats:
     """Logits [tokens, vocab] of the standard graph in ``file``, in one pass, with exact arithmetic.
 
     ``capacity`` is the size of the KV buffers where the graph leaves it open. A graph that takes
-    ``adapters`` needs them; ``adapter_id`` is the one that the tokens have.
+    ``adapters`` needs them; ``adapter_id`` is the one that the tokens have. An encoder-decoder's
+    reads the first slot of ``source``.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(file, options, ["CPUExecutionProvider"])
+    session = _exact_session(file)
     feeds: dict[str, npt.NDArray[np.generic]] = {
         INPUT_IDS: np.array([tokens], dtype=np.int64),
         PAST_LENGTHS: np.zeros(1, dtype=np.int64),
@@ -80,6 +89,9 @@ def exact_logits(
     if adapters is not None:
         feeds[ADAPTER_IDS] = np.array([adapter_id])
         feeds.update(adapters.inputs(adapted=True))
+    if source is not None:
+        feeds[SOURCE_LENGTHS] = source.lengths[:1]
+        feeds.update(_first_slot(source))
     for value in session.get_inputs():
         if value.name not in feeds:
             heads, length, dim = value.shape[1:]
@@ -87,6 +99,41 @@ def exact_logits(
             feeds[value.name] = np.zeros((1, heads, length, dim), _TYPES[value.type])
     logits: Floats = session.run([LOGITS], feeds)[0][0].astype(np.float32)
     return logits
+
+
+def source_error(file: Path, source_ids: IntArray, source: SourceCache) -> float:
+    """RMS of the error of what the first slot keeps of a source [n], as a share of its RMS.
+
+    The standard encoder graph in ``file`` gives what is exact; the worst of all layers counts.
+    """
+    ids = source_ids[None]
+    session = _exact_session(file)
+    names = [value.name for value in session.get_outputs()]
+    exact = session.run(names, {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids)})
+    kept = _first_slot(source)
+    errors = []
+    for name, values in zip(names, exact, strict=True):
+        size = values.astype(np.float64)
+        error = kept[name][:, :, : ids.shape[1]] - size
+        errors.append(float(np.sqrt(np.square(error).mean() / np.square(size).mean())))
+    return max(errors)
+
+
+def _exact_session(file: Path) -> ort.InferenceSession:
+    """A session that runs a graph as it is."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(file, options, ["CPUExecutionProvider"])
+
+
+def _first_slot(source: SourceCache) -> dict[str, npt.NDArray[np.generic]]:
+    """What the first slot keeps of its source, by the names of the graphs' inputs."""
+    kept = {}
+    for (layer, part), buffer in source.cache.buffers.items():
+        assert isinstance(buffer, HostBuffer)
+        kept[cross_name(layer, part)] = buffer.array[:1]
+    return kept
 
 
 def lowering_error(engine: Engine, tokens: Sequence[int], exact: Floats) -> LoweringError:

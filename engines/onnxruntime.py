@@ -17,11 +17,13 @@ from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
+from engines.passes.trimmed_sources import trim_sources
 from engines.passes.widened_float8 import widen_float8_weights
 from serving.contract import CUDA_MODEL_FILE, PAST_LENGTHS
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+ENCODER_FILE = "encoder.onnx"
 
 PASSES = (
     widen_float8_weights,
@@ -29,6 +31,7 @@ PASSES = (
     lower_block_quantized_weights,
     lower_to_group_query_attention,
     trim_buffers,
+    trim_sources,
     fuse_transposed_weights,
     widen_bfloat16_arithmetic,
     fuse_gated_activations,
@@ -49,7 +52,7 @@ def lower(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def write(model: ir.Model, directory: Path) -> None:
+def write(model: ir.Model, directory: Path, name: str = MODEL_FILE) -> None:
     """Write the graph and, beside it, the weights, page-aligned so that they can be mapped.
 
     Every graph imports the domain of the operators that ONNX Runtime fuses others into: it misses
@@ -57,7 +60,7 @@ def write(model: ir.Model, directory: Path) -> None:
     """
     model.graph.opset_imports.setdefault("com.microsoft", 1)
     ir.save(
-        model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, alignment=4096, align_threshold=0
+        model, directory / name, external_data=f"{name}.data", alignment=4096, align_threshold=0
     )
 
 

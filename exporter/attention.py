@@ -58,6 +58,8 @@ class AttentionTrace:
     windows: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     causal: bool = False
     """Whether the model asked for a plain causal mask, which is None here."""
+    has_padding: bool = False
+    """Whether rows have padding, which ``attention_mask`` of a mask function says."""
 
     def window_of(self, mask: torch.Tensor) -> int | None:
         """The sliding window that a mask stands for, where it is exactly one."""
@@ -89,6 +91,7 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function in transformers' sense, over key and value buffers.
@@ -108,11 +111,13 @@ def attention(
         attributes["softcap"] = float(softcap)
     metadata: dict[str, str] = {}
     lengths = None
+    if position_bias is not None:
+        attention_mask = biased(position_bias, query, key, attention_mask)
     if s_aux is not None:
         key, value, attention_mask = prepend_sink(key, value, attention_mask, s_aux, query.shape[2])
     elif attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if not causal and not trace.causal:
+        if not causal and (trace.has_padding or not trace.causal):
             raise UntraceableError("attention that isn't causal")
         if sliding_window is not None:
             raise UntraceableError("a sliding window without its mask")
@@ -130,6 +135,23 @@ def attention(
         metadata_props=metadata,
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def biased(
+    bias: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """What is added to scores: ``bias`` where a mask (None: the causal one) lets attend.
+
+    ``bias`` is of a shape that broadcasts to [batch, heads, query_length, kv_length].
+    """
+    if attention_mask is None:
+        attention_mask = explicit_mask(
+            causal_mask_function, key.shape[0], query.shape[2], key.shape[2]
+        )
+    return torch.where(attention_mask, bias, torch.finfo(query.dtype).min).to(query.dtype)
 
 
 def prepend_sink(
@@ -166,32 +188,45 @@ def mask(
     mask_function: Callable[..., torch.Tensor] = causal_mask_function,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
+    attention_mask: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor | None:
     """Mask function in transformers' sense: boolean [batch, 1, q_length, kv_length], True attends.
 
-    None stands for the plain causal mask. Rows have no padding: ``attention_mask`` is ignored.
+    None stands for the plain causal mask. Where rows have padding, it is where ``attention_mask``
+    [batch, kv_length] is False; else that is ignored.
     """
     if mask_function is causal_mask_function and allow_is_causal_skip:
         _current.get().causal = True
         return None
-    result = explicit_mask(mask_function, batch_size, q_length, kv_length)
+    result = explicit_mask(mask_function, batch_size, q_length, kv_length, attention_mask)
     if local_size is not None and _is_window(mask_function, local_size):
         _current.get().windows.append((result, local_size))
     return result
 
 
 def explicit_mask(
-    mask_function: Callable[..., torch.Tensor], batch: int, q_length: int, kv_length: int
+    mask_function: Callable[..., torch.Tensor],
+    batch: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Evaluate a mask function over the whole buffer, each row from its own past length."""
-    first = _current.get().past_lengths[:, None, None, None]
-    return mask_function(
+    """Evaluate a mask function over the whole buffer, each row from its own past length.
+
+    Where rows have padding, nothing attends to what ``attention_mask`` [batch, kv_length] hides.
+    """
+    trace = _current.get()
+    first = trace.past_lengths[:, None, None, None]
+    allowed = mask_function(
         torch.arange(batch)[:, None, None, None],
         torch.zeros((), dtype=torch.int64),
         torch.arange(q_length)[None, None, :, None] + first,
         torch.arange(kv_length)[None, None, None, :],
     )
+    if trace.has_padding and attention_mask is not None:
+        allowed = allowed & attention_mask[:, None, None, :].bool()
+    return allowed
 
 
 def _is_window(mask_function: Callable[..., torch.Tensor], window: int) -> bool:
@@ -216,10 +251,11 @@ def additive_mask(
     kv_length: int,
     mask_function: Callable[..., torch.Tensor] = causal_mask_function,
     dtype: torch.dtype = torch.float32,
+    attention_mask: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
     """Mask function in transformers' sense: 0 attends, the lowest number of ``dtype`` doesn't."""
-    allowed = explicit_mask(mask_function, batch_size, q_length, kv_length)
+    allowed = explicit_mask(mask_function, batch_size, q_length, kv_length, attention_mask)
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 

@@ -137,7 +137,7 @@ def _build_tensorrt(
     return EngineInfo(
         target=target,
         file=built.name,
-        weight_bytes=plan.engine_bytes if is_only else _weight_bytes(ranks[rank]),
+        weight_bytes=plan.engine_bytes if is_only else weight_bytes_of(ranks[rank]),
         max_batch=plan.batch,
         max_sequence=plan.max_length,
         prefill_chunk=built.prefill_chunk,
@@ -148,7 +148,8 @@ def _build_tensorrt(
     )
 
 
-def _weight_bytes(model: ir.Model) -> int:
+def weight_bytes_of(model: ir.Model) -> int:
+    """Bytes of a graph's initialisers."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -171,15 +172,15 @@ def _write_check_graph(
     for model in lowered:
         lower(model, capacity_of(plan))
     model = join_ranks(lowered)
-    weight_bytes = _weight_bytes(model)
+    weight_bytes = weight_bytes_of(model)
     widen_float8_weights(model)  # else they are dequantised in each step, which takes long
-    graph = _widen_bfloat16(model, graph)
+    graph = widen_bfloat16(model, graph)
     directory.mkdir()
     onnxruntime_target.write(model, directory)
     return Subject(directory, graph, targets, engine_weight_bytes=weight_bytes)
 
 
-def _widen_bfloat16(model: ir.Model, graph: GraphInfo) -> GraphInfo:
+def widen_bfloat16(model: ir.Model, graph: GraphInfo) -> GraphInfo:
     """Compute a bfloat16 graph in float32, in place: ONNX Runtime has no kernels for it."""
     from engines.passes.widened_floats import widen_floats
 
@@ -193,7 +194,7 @@ def write_uncompressed(model: ir.Model, directory: Path, plan: Plan) -> Subject:
     """Write the graph as it is before it is made smaller, for the parity gate."""
     model = model.clone()
     optimize(model, plan.adapted)
-    graph = _widen_bfloat16(model, graph_info(model, plan))
+    graph = widen_bfloat16(model, graph_info(model, plan))
     onnxruntime_target.lower(model)
     directory.mkdir()
     onnxruntime_target.write(model, directory)

@@ -11,11 +11,17 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from exporter.packed_weights import PackedWeight, Packing, packing_of
@@ -44,6 +50,16 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of stored weights."""
         return sum(_product(shape) for shape in self.tensors.values())
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it generates from a source that an encoder reads."""
+        return _is_encoder_decoder(self.config)
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that loads it for generation."""
+        return AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,12 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
+def release_weights(model: PreTrainedModel) -> None:
+    """Empty the parameters: graphs that tools remember would keep the whole file mapped."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
 def packed_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, PackedWeight]]:
     """The weights that a checkpoint stores in few bits, one at a time, with their names."""
     if checkpoint.packing is None:
@@ -163,7 +185,7 @@ def _from_pretrained(
     if checkpoint.packing is None:
         return cast(
             tuple[PreTrainedModel, dict[str, Any]],
-            AutoModelForCausalLM.from_pretrained(
+            checkpoint.auto_class.from_pretrained(
                 checkpoint.directory,
                 trust_remote_code=checkpoint.trust_remote_code,
                 local_files_only=True,
@@ -178,7 +200,7 @@ def _from_pretrained(
     for file in set(checkpoint.files.values()):
         with safe_open(checkpoint.directory / file, framework="pt") as opened:
             state |= {n: opened.get_tensor(n) for n in plain if checkpoint.files[n] == file}
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
+    architecture = checkpoint.auto_class._model_mapping[type(checkpoint.config)]
     return cast(
         tuple[PreTrainedModel, dict[str, Any]],
         architecture.from_pretrained(None, state_dict=state, **options),
@@ -267,20 +289,37 @@ def _read_config(
             f"{name} has the architecture {model_type!r}, which transformers "
             f"{transformers.__version__} doesn't know: install a version that does."
         )
-    is_known = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in raw
-    if is_decoder and not is_known:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+    if is_decoder and model_type not in known and "auto_map" not in raw:
         raise UserError(
             f"{name} has the architecture {model_type!r}, which is no decoder: only models for "
             "text generation and, with --task, encoders can be exported."
         )
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             directory, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # configs validate themselves, each in its own way
         raise UserError(
             f"{file} can't be used ({first_line(error.__cause__ or error)}): get it again."
         ) from error
+    if is_decoder and not (
+        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        or _is_encoder_decoder(config)
+        or "auto_map" in raw
+    ):
+        raise UserError(
+            f"{name} has the architecture {model_type!r}, which reads more than text: only models "
+            "that generate text from text can be exported."
+        )
+    return config
+
+
+def _is_encoder_decoder(config: PreTrainedConfig) -> bool:
+    """Whether a config is of an encoder with a decoder; some types have decoders alone too."""
+    is_decoder_alone = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    is_known = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return is_known and bool(config.is_encoder_decoder) and not is_decoder_alone
 
 
 def _stored_tensors(

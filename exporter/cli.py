@@ -54,6 +54,9 @@ _TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 @click.option(
     "--max-length", type=int, help="Most tokens of a sequence.  [default: the model's own]"
 )
+@click.option(
+    "--max-source-length", type=int, help="Most tokens that an encoder reads.  [default: its own]"
+)
 @engine_options
 @quantization_options
 @pruning_options
@@ -73,6 +76,7 @@ def main(
     targets: tuple[str, ...],
     task: Task | None,
     max_length: int | None,
+    max_source_length: int | None,
     batch: int,
     prefill_chunk: int | None,
     compute_capability: str | None,
@@ -133,6 +137,7 @@ def main(
             model=model,
             bundle=bundle,
             max_length=max_length,
+            max_source_length=max_source_length,
             batch=batch,
             prefill_chunk=prefill_chunk,
             strip_weights=strip_weights,

@@ -53,7 +53,21 @@ def compare_embeddings(
     return EmbeddingParity(len(reference), largest, worst, mean, limit, mean_limit)
 
 
-def reference_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
+def reference_inputs(
+    model: PreTrainedModel, tokens: Sequence[int], source: Sequence[int] | None
+) -> dict[str, torch.Tensor]:
+    """Inputs of one pass of ``model``; an encoder-decoder's tokens come behind a source."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    if source is None:
+        return {"input_ids": ids}
+    source_ids = torch.tensor([list(source)], device=model.device)
+    mask = torch.ones_like(source_ids)
+    return {"input_ids": source_ids, "attention_mask": mask, "decoder_input_ids": ids}
+
+
+def reference_embeddings(
+    model: PreTrainedModel, tokens: Sequence[int], source: Sequence[int] | None = None
+) -> Floats:
     """What the head of ``model`` gets for every position, float32 [positions, hidden]."""
     seen: list[torch.Tensor] = []
 
@@ -61,10 +75,9 @@ def reference_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> Float
         seen.append(inputs[0])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)
-    ids = torch.tensor([list(tokens)], device=model.device)
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=False, return_dict=True)
+            model(**reference_inputs(model, tokens, source), use_cache=False, return_dict=True)
     finally:
         handle.remove()
     states: Floats = seen[0][0].float().cpu().numpy()

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,14 +23,20 @@ from engines.tensorrt.options import BuildOptions
 from exporter.adapters import refuse_lost
 from exporter.attention import UntraceableError
 from exporter.building import build_engines, graph_info, write_uncompressed
-from exporter.calibration_windows import TokenWindows, token_windows
-from exporter.checkpoint import Checkpoint, find_checkpoint, load, refuse_non_finite
+from exporter.calibration_windows import token_windows
+from exporter.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load,
+    refuse_non_finite,
+    release_weights,
+)
 from exporter.compression import compress
+from exporter.encoder_decoder.export import build_encoder_decoder, refuse_options
 from exporter.float16_range import keep_in_range
-from exporter.gate import Subject, check_parity, explain_breach, lowering_breach
+from exporter.gate import check_parity, explain_breach
 from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
-from exporter.quality_gate import measure_quality, refuse_breach
-from exporter.quality_report import QualityReport
+from exporter.quality_gate import check_quality
 from exporter.report import Report
 from exporter.staging import build_stages
 from exporter.stripping import refuse_stripping, strip_engines
@@ -79,6 +85,7 @@ class Request:
     dtype: DType = "float32"
     targets: tuple[Target, ...] = ("onnxruntime",)
     max_length: int | None = None
+    max_source_length: int | None = None
     batch: int = 1
     prefill_chunk: int | None = None
     build_options: BuildOptions = field(default_factory=BuildOptions)
@@ -124,12 +131,15 @@ def plan_export(request: Request) -> tuple[Checkpoint, Plan]:
     checkpoint = find_checkpoint(
         request.model, revision=request.revision, trust_remote_code=request.trust_remote_code
     )
+    if checkpoint.is_encoder_decoder:
+        refuse_options(request)
     plan = make_plan(
         checkpoint,
         request.bundle,
         dtype=request.dtype,
         targets=request.targets,
         max_length=request.max_length,
+        max_source_length=request.max_source_length,
         batch=request.batch,
         prefill_chunk=request.prefill_chunk,
         build_options=request.build_options,
@@ -168,6 +178,35 @@ def export(request: Request, stages: Stages) -> Plan:
 def _export_into(
     partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
 ) -> None:
+    build = build_encoder_decoder if checkpoint.is_encoder_decoder else _build_decoder
+    report = build(partial, request, checkpoint, plan, clock)
+    report.write(partial)
+    with clock.stage("Packing"):
+        manifest = Manifest(
+            format_version=1,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            built_with={tool: version_of(tool) for tool in TOOLS},
+            model=ModelInfo(
+                name=plan.model,
+                architecture=plan.architecture,
+                parameters=plan.parameters,
+                weight_bytes=plan.weight_bytes,
+                precision=plan.precision,
+            ),
+            graph=report.graph,
+            engines=tuple(report.engines),
+            tokens=special_tokens(checkpoint, report.graph.vocab_size),
+            parity=report.parity.as_dict(),
+            quality=report.quality.as_dict() if report.quality is not None else None,
+            files=checksums(partial),
+        )
+        commit(partial, request.bundle, manifest, force=request.force)
+
+
+def _build_decoder(
+    partial: Path, request: Request, checkpoint: Checkpoint, plan: Plan, clock: Clock
+) -> Report:
+    """Make a decoder's engines in ``partial``, and check them."""
     windows = None
     measures_quality = plan.is_compressed or request.asks_for_quality
     if measures_quality or plan.dtype == "float16":
@@ -211,13 +250,13 @@ def _export_into(
     quality = None
     if measures_quality and windows is not None:
         with clock.stage("Measuring quality"):
-            quality = _check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
+            quality = check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
     for subject in (*before, *subjects):
         subject.remove()
     if request.strip_weights:
         with clock.stage("Stripping weights"):
             engines = strip_engines(engines, partial, checkpoint, plan)
-    report = Report(
+    return Report(
         plan,
         graph,
         parity,
@@ -229,46 +268,6 @@ def _export_into(
         compression,
         quality,
     )
-    report.write(partial)
-    with clock.stage("Packing"):
-        manifest = Manifest(
-            format_version=1,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            built_with={tool: version_of(tool) for tool in TOOLS},
-            model=ModelInfo(
-                name=plan.model,
-                architecture=plan.architecture,
-                parameters=plan.parameters,
-                weight_bytes=plan.weight_bytes,
-                precision=plan.precision,
-            ),
-            graph=graph,
-            engines=tuple(engines),
-            tokens=special_tokens(checkpoint, graph.vocab_size),
-            parity=parity.as_dict(),
-            quality=quality.as_dict() if quality is not None else None,
-            files=checksums(partial),
-        )
-        commit(partial, request.bundle, manifest, force=request.force)
-
-
-def _check_quality(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    subjects: Sequence[Subject],
-    windows: TokenWindows,
-    limits: QualityLimits,
-    scratch: Path,
-) -> QualityReport:
-    """Check lowered engines against their graphs, and all of them against the checkpoint."""
-    for subject in subjects:
-        if breach := lowering_breach(subject, windows.held_out[0]):
-            raise UserError(f"{checkpoint.name} was not exported: {breach}.")
-    measured = measure_quality(
-        checkpoint, subjects, windows.held_out, parameters=plan.parameters, scratch=scratch
-    )
-    refuse_breach(checkpoint, measured, limits)
-    return QualityReport(measured, windows, limits)
 
 
 def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
@@ -284,9 +283,3 @@ def _trace(checkpoint: Checkpoint, plan: Plan) -> TracedGraph:
         raise refusal(checkpoint, error) from error
     simplify(graph)
     return TracedGraph(graph, model, weights, loaded.unused)
-
-
-def release_weights(model: PreTrainedModel) -> None:
-    """Empty the parameters: graphs that tools remember would keep the whole file mapped."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.new_empty(0)

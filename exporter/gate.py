@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from engines.lowering_check import exact_logits, lowering_error
-from engines.onnxruntime import MODEL_FILE, WEIGHTS_FILE
+from engines.lowering_check import LIMIT, exact_logits, lowering_error, source_error
+from engines.onnxruntime import ENCODER_FILE, MODEL_FILE, WEIGHTS_FILE
 from exporter.adapters import gate_tables, random_adapters
 from exporter.bisect import first_differing_module
 from exporter.calibration_windows import LENGTH
@@ -24,15 +24,17 @@ from exporter.parity import (
     compare,
     merged,
     random_prompts,
+    random_sources,
     reference_logits,
     references,
     rounding_error,
     run_engine,
 )
 from exporter.plan import DTYPES, Plan
+from exporter.tokenization import special_tokens
 from exporter.versions import version_of
 from serving.bundle import GraphInfo, Target
-from serving.engine import IntArray
+from serving.engine import IntArray, require_encoder
 from serving.lora import AdapterTables
 from serving.onnxruntime import OnnxRuntimeEngine
 from serving.pipeline import PipelineEngine
@@ -66,7 +68,10 @@ class Subject:
         """Bytes of all weights, as engines have them."""
         if self.engine_weight_bytes is not None:
             return self.engine_weight_bytes
-        return sum((part / WEIGHTS_FILE).stat().st_size for part in self.parts)
+        files = [part / WEIGHTS_FILE for part in self.parts]
+        if self.graph.source is not None:
+            files.append(self.directory / f"{ENCODER_FILE}.data")
+        return sum(file.stat().st_size for file in files)
 
     def open(
         self, *, slots: int, capacity: int, adapters: AdapterTables | None = None
@@ -80,6 +85,7 @@ class Subject:
                 capacity=capacity,
                 takes_turns=bool(self.stages),
                 adapters=adapters,
+                encoder=part / ENCODER_FILE if self.graph.source else None,
             )
             for part in self.parts
         ]
@@ -123,7 +129,10 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
     """
     graph, capacity = subjects[0].graph, capacity_of(plan)
     prompts = random_prompts(graph.vocab_size, capacity)
-    runs = [_run(subject, prompts, capacity) for subject in subjects]
+    if graph.source is not None:
+        runs = [_run_with_sources(checkpoint, subject, prompts, capacity) for subject in subjects]
+    else:
+        runs = [_run(subject, prompts, capacity) for subject in subjects]
     reports = [_compare(checkpoint, plan, subjects, runs)]
     if graph.lora:
         runs = [_run_with_adapters(subject, prompts, capacity) for subject in subjects]
@@ -134,6 +143,25 @@ def check_parity(checkpoint: Checkpoint, plan: Plan, subjects: Sequence[Subject]
 def _run(subject: Subject, prompts: Sequence[Sequence[int]], capacity: int) -> list[EngineRun]:
     with subject.open(slots=len(prompts), capacity=capacity) as engine:
         return run_engine(engine, prompts, capacity)
+
+
+def _run_with_sources(
+    checkpoint: Checkpoint, subject: Subject, prompts: Sequence[Sequence[int]], capacity: int
+) -> list[EngineRun]:
+    """Run each prompt of a decoder with another source, and no padding among the tokens.
+
+    A decoder that leaves padding out of its positions counts it in those of cached tokens, in
+    transformers too.
+    """
+    assert subject.graph.source is not None
+    vocab_size = subject.graph.vocab_size
+    pad = special_tokens(checkpoint, vocab_size).pad
+    if pad is not None:
+        instead = (pad + 1) % vocab_size
+        prompts = [[instead if token == pad else token for token in prompt] for prompt in prompts]
+    sources = random_sources(vocab_size, subject.graph.source.max_length)
+    with subject.open(slots=len(prompts), capacity=capacity) as engine:
+        return run_engine(engine, prompts, capacity, sources, avoided=pad)
 
 
 def _run_with_adapters(
@@ -195,6 +223,8 @@ def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
     """
     if subject.exact is None:
         return None
+    if subject.graph.source is not None:
+        return _lowering_breach_of_pair(subject, subject.exact, tokens)
     start = tokens[:_LOWERING_TOKENS].tolist()
     adapters = gate_tables(subject.graph)
     breach = None
@@ -210,6 +240,23 @@ def lowering_breach(subject: Subject, tokens: IntArray) -> str | None:
             engine.cache.adapter_ids[0] = adapter_id
             breach = breach or lowering_error(engine, start, exact).breach()
     return breach
+
+
+def _lowering_breach_of_pair(subject: Subject, exact: Path, tokens: IntArray) -> str | None:
+    """``lowering_breach`` of an encoder-decoder: the text's halves are source and output."""
+    source, start = (half[:_LOWERING_TOKENS] for half in np.array_split(tokens, 2))
+    with subject.open(slots=1, capacity=len(start)) as engine:
+        require_encoder(engine).encode([source], 0)
+        kept = engine.cache.source
+        assert kept is not None
+        error = source_error(exact / ENCODER_FILE, source, kept)
+        if not error <= LIMIT:
+            return (
+                f"what the lowered encoder gives is {error:.1%} off what the quantised graph does "
+                f"({LIMIT:.0%} allowed)"
+            )
+        logits = exact_logits(exact / MODEL_FILE, start.tolist(), capacity=len(start), source=kept)
+        return lowering_error(engine, start.tolist(), logits).breach()
 
 
 def explain_breach(

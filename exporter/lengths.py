@@ -1,5 +1,7 @@
 """How many tokens a model can take, by its config."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from exporter.traits.positions import position_offset
@@ -25,11 +27,23 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     have been rotated by the old frequencies.
     """
     config = model.config.get_text_config(decoder=True)
-    sizes = (getattr(config, name, None) for name in _NAMES)
-    limit = next((size for size in sizes if isinstance(size, int)), None)
+    limit = _positions(config, ("max_decoder_position_embeddings", *_NAMES))
     # Positions below the offset are never a token's.
     own = [limit - position_offset(model)] if limit is not None else []
     return min([*own, *_rotary_changes(config)], default=None)
+
+
+def longest_source(model: PreTrainedModel) -> int | None:
+    """Most tokens of a source that an encoder-decoder has positions for, None where any number."""
+    config = model.config.get_text_config(encoder=True)
+    names = ("max_encoder_position_embeddings", "max_source_positions", *_NAMES)
+    return _positions(config, names)
+
+
+def _positions(config: PreTrainedConfig, names: Sequence[str]) -> int | None:
+    """The first number of positions that a config has under one of these names."""
+    sizes = (getattr(config, name, None) for name in names)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _rotary_changes(config: PreTrainedConfig) -> list[int]:

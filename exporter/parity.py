@@ -19,14 +19,17 @@ from exporter.embedding_parity import (
     EmbeddingParity,
     compare_embeddings,
     reference_embeddings,
+    reference_inputs,
 )
-from serving.engine import EmbeddingEngine, Engine
+from serving.engine import EmbeddingEngine, Engine, SourceEngine
 from serving.lora import Adapter
 
 Floats = npt.NDArray[np.float32]
-Measure = Callable[[PreTrainedModel, Sequence[int]], Floats]
+Measure = Callable[[PreTrainedModel, Sequence[int], Sequence[int] | None], Floats]
 
 PROMPT_LENGTHS = (23, 9, 16)
+# The longest goes beyond 128 tokens, where T5's relative positions end.
+SOURCE_LENGTHS = (37, 8, 150)
 NEW_TOKENS = 64
 CHUNK = 7
 # Largest and mean difference of logits in float32, as a share of the largest logit.
@@ -38,7 +41,8 @@ class EngineRun:
     """What the engine did with one prompt: logits are float32 [positions, vocab].
 
     ``embeddings`` are the prompt's last hidden states [positions, hidden], if it gives them, and
-    ``adapter`` is the one that it had, if any.
+    ``adapter`` is the one that it had, if any. An encoder-decoder had a ``source``. The token that
+    is ``avoided`` is never chosen.
     """
 
     prompt: list[int]
@@ -48,6 +52,8 @@ class EngineRun:
     decode: Floats
     embeddings: Floats | None = None
     adapter: Adapter | None = None
+    source: list[int] | None = None
+    avoided: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,14 +155,31 @@ def random_prompts(vocab_size: int, max_length: int) -> list[list[int]]:
     return [random.integers(0, vocab_size, min(n, longest)).tolist() for n in PROMPT_LENGTHS]
 
 
+def random_sources(vocab_size: int, max_length: int) -> list[list[int]]:
+    """Ragged sources of random tokens for the random prompts, fixed by a seed."""
+    random = np.random.default_rng(20240301)
+    lengths = (min(n, max_length) for n in SOURCE_LENGTHS)
+    return [random.integers(0, vocab_size, n).tolist() for n in lengths]
+
+
 def run_engine(
-    engine: Engine, prompts: Sequence[Sequence[int]], max_length: int
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_length: int,
+    sources: Sequence[Sequence[int]] | None = None,
+    avoided: int | None = None,
 ) -> list[EngineRun]:
-    """Prefill each prompt whole and in chunks, then decode all of them greedily in one batch."""
+    """Prefill each prompt whole and in chunks, then decode all of them greedily in one batch.
+
+    An encoder-decoder encodes its ``sources``, of each prompt one, by themselves for whole prompts
+    and else in one batch, with padding.
+    """
+    _encode(engine, sources, together=False)
     prefill = [_prefill(engine, prompt, slot, len(prompt)) for slot, prompt in enumerate(prompts)]
+    _encode(engine, sources, together=True)
     chunked = [_prefill(engine, prompt, slot, CHUNK) for slot, prompt in enumerate(prompts)]
     new_tokens = min(NEW_TOKENS, max_length - max(map(len, prompts)))
-    tokens = [[int(logits[-1].argmax())] for logits in chunked]
+    tokens = [[_likeliest(logits[-1], avoided)] for logits in chunked]
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     decoded: list[list[Floats]] = [[] for _ in prompts]
     last = np.zeros((len(prompts), 1), dtype=np.int64)
@@ -165,7 +188,7 @@ def run_engine(
         logits = engine.step(newest, lengths + step, last)
         for row in range(len(prompts)):
             decoded[row].append(logits[row, 0].copy())
-            tokens[row].append(int(logits[row, 0].argmax()))
+            tokens[row].append(_likeliest(logits[row, 0], avoided))
     empty = np.zeros((0, engine.vocab_size), dtype=np.float32)
     return [
         EngineRun(
@@ -175,6 +198,8 @@ def run_engine(
             chunked[row],
             np.stack(decoded[row]) if decoded[row] else empty,
             _embeddings(engine, prompt, row),
+            source=list(sources[row]) if sources is not None else None,
+            avoided=avoided,
         )
         for row, prompt in enumerate(prompts)
     ]
@@ -198,7 +223,7 @@ def compare(
     largest, divergence = 0.0, None
     for index, run in enumerate(runs):
         with adapted(model, run.adapter):
-            reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]])
+            reference = reference_logits(model, [*run.prompt, *run.tokens[:-1]], run.source)
         largest = max(largest, float(np.abs(reference).max()))
         prompt, decoded = np.split(reference, [len(run.prompt)])
         parts = ((run.prefill, prompt), (run.chunked, prompt), (run.decode, decoded))
@@ -246,15 +271,16 @@ def references(measure: Measure, model: PreTrainedModel, runs: Sequence[EngineRu
     found = []
     for run in runs:
         with adapted(model, run.adapter):
-            found.append(measure(model, run.prompt))
+            found.append(measure(model, run.prompt, run.source))
     return found
 
 
-def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Floats:
+def reference_logits(
+    model: PreTrainedModel, tokens: Sequence[int], source: Sequence[int] | None = None
+) -> Floats:
     """Logits of every position in one pass of transformers, float32 [positions, vocab]."""
-    ids = torch.tensor([list(tokens)], device=model.device)
     with torch.no_grad():
-        output = model(input_ids=ids, use_cache=False, return_dict=True)
+        output = model(**reference_inputs(model, tokens, source), use_cache=False, return_dict=True)
     logits: Floats = output.logits[0].float().cpu().numpy()
     return logits
 
@@ -274,6 +300,25 @@ def _prefill(engine: Engine, prompt: Sequence[int], slot: int, chunk: int) -> Fl
         past = np.array([start], dtype=np.int64)
         parts.append(engine.step(ids, past, positions, first_slot=slot)[0].copy())
     return np.concatenate(parts)
+
+
+def _encode(engine: Engine, sources: Sequence[Sequence[int]] | None, *, together: bool) -> None:
+    if sources is None:
+        return
+    assert isinstance(engine, SourceEngine)
+    arrays = [np.array(source, dtype=np.int64) for source in sources]
+    if together:
+        engine.encode(arrays, 0)
+        return
+    for slot, array in enumerate(arrays):
+        engine.encode([array], slot)
+
+
+def _likeliest(logits: Floats, avoided: int | None) -> int:
+    if avoided is not None:
+        logits = logits.copy()
+        logits[avoided] = -np.inf
+    return int(logits.argmax())
 
 
 def _embeddings(engine: Engine, prompt: Sequence[int], slot: int) -> Floats | None:
@@ -319,7 +364,7 @@ class _Tally:
 def _divergence(index: int, run: EngineRun, reference: Floats) -> Divergence | None:
     for position, token in enumerate(run.tokens):
         logits = reference[len(run.prompt) - 1 + position]
-        best = int(logits.argmax())
+        best = _likeliest(logits, run.avoided)
         if best != token:
             return Divergence(index, position, token, best, float(logits[best] - logits[token]))
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +20,8 @@ from engines.tensorrt.options import BuildOptions, options_for_float8, refuse_op
 from exporter.adapters import adapted_modules, refuse_adapters
 from exporter.attention import UntraceableError
 from exporter.checkpoint import Checkpoint
-from exporter.lengths import longest_sequence
+from exporter.encoder_decoder.tracing import probe_layers as probe_both
+from exporter.lengths import longest_sequence, longest_source
 from exporter.tracing import CacheLayer, cache_layers, last_cause
 from serving.bundle import DType, Target
 from serving.errors import UserError
@@ -64,6 +65,9 @@ class Plan:
     """Whether these are float8."""
     cache: tuple[CacheLayer | None, ...]
     """What each cache layer holds; None holds nothing of its own."""
+    source: tuple[CacheLayer, ...]
+    """What each layer of an encoder-decoder holds of its source; () is no encoder-decoder."""
+    max_source_length: int | None
     weight_bytes: int
     """Of the weights as they are traced, before anything is quantised."""
     engine_bytes: int
@@ -102,6 +106,7 @@ def make_plan(
     targets: tuple[Target, ...],
     max_length: int | None,
     batch: int,
+    max_source_length: int | None = None,
     prefill_chunk: int | None = None,
     build_options: BuildOptions = _DEFAULTS,
     tensor_parallel: int = 1,
@@ -137,14 +142,15 @@ def make_plan(
         refuse_adapters(
             recipe, targets, stages=stages, ranks=tensor_parallel, prunes=not pruning.is_empty
         )
-    most_tokens = _limit(model, max_length)
+    most_tokens = _limit("--max-length", longest_sequence(model), max_length)
+    source_tokens = _source_limit(checkpoint, model, max_source_length)
     refuse_options(
         build_options, prefill_chunk, targets=targets, dtype=dtype, max_length=most_tokens
     )
     is_float8 = checkpoint.packing is not None and checkpoint.packing.is_float8
     if is_float8:
         build_options = options_for_float8(build_options, targets)
-    cache = tuple(probe_layers(checkpoint, model))
+    cache, source = probe_layers(checkpoint, model)
     pruning.check_layers(len(cache))
     if recipe.group_size is not None and not pruning.changes_widths:
         inputs = _linear_inputs(model)
@@ -181,6 +187,8 @@ def make_plan(
         packing=checkpoint.packing.method if checkpoint.packing else None,
         is_float8=is_float8,
         cache=cache,
+        source=source,
+        max_source_length=source_tokens,
         weight_bytes=weight_bytes,
         engine_bytes=engine_bytes + repeated,
         kv_bytes_per_token=width * (1 if recipe.kv_cache else ELEMENT_BYTES[dtype]),
@@ -216,7 +224,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without memory for its weights; raises UserError if it can't be built."""
     try:
         with FakeTensorMode(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = checkpoint.auto_class.from_config(
                 checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
             ).eval()
             model.tie_weights()  # which is part of initialising them
@@ -229,13 +237,23 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         ) from error
 
 
-def probe_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> list[CacheLayer | None]:
-    """Shapes of the cache of an empty model; raises UserError if it isn't keys and values alone."""
+def probe_layers(
+    checkpoint: Checkpoint, model: PreTrainedModel
+) -> tuple[tuple[CacheLayer | None, ...], tuple[CacheLayer, ...]]:
+    """Shapes of the cache of an empty model, and of what an encoder-decoder keeps of its source.
+
+    Raises UserError if it isn't keys and values alone.
+    """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return cache_layers(model)
+            if checkpoint.is_encoder_decoder:
+                layers = probe_both(model)
+                return layers.own, layers.source
+            return tuple(cache_layers(model)), ()
     except UntraceableError as error:
-        if getattr(checkpoint.config, "is_decoder", True) is False:
+        if getattr(checkpoint.config, "is_decoder", True) is False and not (
+            checkpoint.is_encoder_decoder
+        ):
             raise refusal(checkpoint, "it is an encoder, and only decoders generate") from error
         raise refusal(checkpoint, error) from error
     except Exception as error:  # the model's own code, which fails in any way it has
@@ -277,13 +295,24 @@ def _tied(model: PreTrainedModel) -> int:
     return embedding.weight.numel() if head is not None and head.weight is embedding.weight else 0
 
 
-def _limit(model: PreTrainedModel, wanted: int | None) -> int:
-    longest = longest_sequence(model) or UNLIMITED
+def _source_limit(checkpoint: Checkpoint, model: PreTrainedModel, wanted: int | None) -> int | None:
+    """Most tokens of a source; None if there are none."""
+    if checkpoint.is_encoder_decoder:
+        return _limit("--max-source-length", longest_source(model), wanted)
+    if wanted is not None:
+        raise UserError(
+            f"--max-source-length is about encoders, and {checkpoint.name} has none: leave it out."
+        )
+    return None
+
+
+def _limit(option: str, longest: int | None, wanted: int | None) -> int:
+    longest = longest or UNLIMITED
     if wanted is None:
         return longest
     if wanted < 2 or wanted > longest:
         raise UserError(
-            f"--max-length {wanted} isn't possible: this model takes from 2 to {longest} tokens."
+            f"{option} {wanted} isn't possible: this model takes from 2 to {longest} tokens."
         )
     return wanted
 

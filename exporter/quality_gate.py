@@ -18,13 +18,15 @@ import numpy.typing as npt
 import torch
 
 from engines.quality import QualityLimits, QualityTally
+from exporter.calibration_windows import TokenWindows
 from exporter.checkpoint import Checkpoint, load
-from exporter.gate import Subject
+from exporter.gate import Subject, lowering_breach
 from exporter.parity import reference_logits
-from exporter.plan import megabytes
-from exporter.quality_report import EngineQuality
+from exporter.plan import Plan, megabytes
+from exporter.quality_report import EngineQuality, QualityReport
+from exporter.tokenization import special_tokens
 from serving.decoding import prefill
-from serving.engine import Engine
+from serving.engine import Engine, require_encoder
 from serving.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -34,22 +36,55 @@ CHUNK = 128  # tokens of a prefill step; the logits of all of them are in memory
 DECODED = 16  # last tokens of each window that are run one by one
 
 
+def check_quality(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    subjects: Sequence[Subject],
+    windows: TokenWindows,
+    limits: QualityLimits,
+    scratch: Path,
+) -> QualityReport:
+    """Check lowered engines against their graphs, and all of them against the checkpoint."""
+    for subject in subjects:
+        if breach := lowering_breach(subject, windows.held_out[0]):
+            raise UserError(f"{checkpoint.name} was not exported: {breach}.")
+    text, sources = windows.held_out, None
+    if checkpoint.is_encoder_decoder:
+        text, sources = _halves(checkpoint, text)
+    measured = measure_quality(
+        checkpoint, subjects, text, sources, parameters=plan.parameters, scratch=scratch
+    )
+    refuse_breach(checkpoint, measured, limits)
+    return QualityReport(measured, windows, limits)
+
+
+def _halves(checkpoint: Checkpoint, windows: Tokens) -> tuple[Tokens, Tokens]:
+    """Texts to decode, which go on from the token that outputs do, and the sources before them."""
+    start = special_tokens(checkpoint, int(windows.max()) + 1).decoder_start
+    sources, texts = np.array_split(windows, 2, axis=1)
+    first = np.full((len(texts), 1), start or 0)
+    return np.concatenate((first, texts), axis=1), np.ascontiguousarray(sources)
+
+
 def measure_quality(
     checkpoint: Checkpoint,
     subjects: Sequence[Subject],
     held_out: Tokens,
+    sources: Tokens | None = None,
     *,
     parameters: int,
     scratch: Path,
 ) -> list[EngineQuality]:
     """Measure every subject on windows of text ``held_out`` [windows, length].
 
+    An encoder-decoder reads ``sources`` [windows, length of a source], of each window one.
     ``parameters`` is how many weights the model has. The reference's logits, float32 [windows,
     length - 1, vocab], are in a file below the directory ``scratch`` meanwhile. Raises UserError
     where the disk has no room for it.
     """
-    with _reference(checkpoint, held_out, subjects[0].graph.vocab_size, scratch) as reference:
-        return [_measure(subject, held_out, reference, parameters) for subject in subjects]
+    vocab_size = subjects[0].graph.vocab_size
+    with _reference(checkpoint, held_out, sources, vocab_size, scratch) as reference:
+        return [_measure(subject, held_out, sources, reference, parameters) for subject in subjects]
 
 
 def refuse_breach(
@@ -83,7 +118,11 @@ class _LogitsFile:
 
 @contextmanager
 def _reference(
-    checkpoint: Checkpoint, windows: Tokens, vocab_size: int, scratch: Path
+    checkpoint: Checkpoint,
+    windows: Tokens,
+    sources: Tokens | None,
+    vocab_size: int,
+    scratch: Path,
 ) -> Iterator[_LogitsFile]:
     """Run the float32 checkpoint in transformers; the file is gone afterwards."""
     positions = windows.shape[1] - 1
@@ -96,8 +135,9 @@ def _reference(
         )
     with tempfile.NamedTemporaryFile(dir=scratch, prefix="reference-logits-") as file:
         model = load(checkpoint, torch.float32).model
-        for window in windows:
-            logits = reference_logits(model, window[:-1].tolist())
+        for index, window in enumerate(windows):
+            source = None if sources is None else sources[index].tolist()
+            logits = reference_logits(model, window[:-1].tolist(), source)
             if logits.shape != (positions, vocab_size):
                 raise ValueError(f"logits {logits.shape} of the checkpoint, {vocab_size} expected")
             logits.tofile(file)
@@ -107,7 +147,11 @@ def _reference(
 
 
 def _measure(
-    subject: Subject, windows: Tokens, reference: _LogitsFile, parameters: int
+    subject: Subject,
+    windows: Tokens,
+    sources: Tokens | None,
+    reference: _LogitsFile,
+    parameters: int,
 ) -> EngineQuality:
     inputs, targets = windows[:, :-1], windows[:, 1:]
     prefilled = inputs.shape[1] - min(DECODED, (inputs.shape[1] + 1) // 2)
@@ -115,6 +159,8 @@ def _measure(
     decode_seconds = 0.0
     with subject.open(slots=1, capacity=windows.shape[1]) as engine:
         for index, (tokens, following) in enumerate(zip(inputs, targets, strict=True)):
+            if sources is not None:
+                require_encoder(engine).encode([sources[index]], 0)
             for start in range(0, prefilled, CHUNK):
                 stop = min(start + CHUNK, prefilled)
                 ours = _step(engine, tokens, start, stop)

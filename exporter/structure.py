@@ -40,19 +40,42 @@ def check_graph(model: ir.Model, layers: int, *, shared: bool = False) -> None:
     attention has two); where layers may have ``shared`` caches, there may be more.
     """
     graph = model.graph
-    _check_names(graph, layers)
-    operators = Counter(node.op_type for node in graph)
-    foreign = {node.domain for node in graph} - {"", "ai.onnx"}
-    if foreign:
-        raise GraphError(f"operators outside the ONNX standard: {', '.join(sorted(foreign))}")
-    attentions = operators["Attention"]
+    pairs = [(layer, part) for layer in range(layers) for part in PARTS]
+    inputs = [INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*pair) for pair in pairs)]
+    check_operators(graph)
+    check_interface(graph, inputs, [LOGITS, *(present_name(*pair) for pair in pairs)])
+    attentions = Counter(node.op_type for node in graph)["Attention"]
     if attentions < layers or (attentions % layers and not shared):
         raise GraphError(
             f"{attentions} Attention nodes for {layers} layers with a cache: the "
             "attention code of this architecture isn't understood"
         )
-    if operators["TensorScatter"] != 2 * layers:
-        raise GraphError(f"{operators['TensorScatter']} cache updates for {layers} layers")
+    check_caches(graph, layers)
+
+
+def check_operators(graph: ir.Graph) -> None:
+    """Raise GraphError for an operator that isn't in the ONNX standard."""
+    foreign = {node.domain for node in graph} - {"", "ai.onnx"}
+    if foreign:
+        raise GraphError(f"operators outside the ONNX standard: {', '.join(sorted(foreign))}")
+
+
+def check_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Raise GraphError unless a graph has these inputs, each of them used, and outputs."""
+    if [value.name for value in graph.inputs] != inputs:
+        raise GraphError("its inputs are not those of the contract")
+    if [value.name for value in graph.outputs] != outputs:
+        raise GraphError("its outputs are not those of the contract")
+    for value in graph.inputs:
+        if not value.uses():
+            raise GraphError(f"its input {value.name} is used nowhere")
+
+
+def check_caches(graph: ir.Graph, layers: int) -> None:
+    """Raise GraphError unless every layer's buffers are updated once, at the past lengths."""
+    updates = Counter(node.op_type for node in graph)["TensorScatter"]
+    if updates != 2 * layers:
+        raise GraphError(f"{updates} cache updates for {layers} layers")
     for layer in range(layers):
         for part in PARTS:
             _check_update(graph, past_name(layer, part), present_name(layer, part))
@@ -102,19 +125,6 @@ def attention_windows(model: ir.Model, layers: int) -> list[int | None]:
         window = next((w for r in readers if (w := r.metadata_props.get(WINDOW_METADATA))), None)
         windows.append(int(window) if window is not None else None)
     return windows
-
-
-def _check_names(graph: ir.Graph, layers: int) -> None:
-    pairs = [(layer, part) for layer in range(layers) for part in PARTS]
-    inputs = [INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*pair) for pair in pairs)]
-    outputs = [LOGITS, *(present_name(*pair) for pair in pairs)]
-    if [value.name for value in graph.inputs] != inputs:
-        raise GraphError("its inputs are not those of the contract")
-    if [value.name for value in graph.outputs] != outputs:
-        raise GraphError("its outputs are not those of the contract")
-    for value in graph.inputs:
-        if not value.uses():
-            raise GraphError(f"its input {value.name} is used nowhere")
 
 
 def _check_update(graph: ir.Graph, past: str, present: str) -> None:

@@ -12,6 +12,7 @@ from exporter.checkpoint import Checkpoint
 from serving.bundle import SpecialTokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_FORCED = ("forced_bos", "forced_eos")
 _SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -44,7 +45,11 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase | None:
 
 
 def special_tokens(checkpoint: Checkpoint, vocab_size: int) -> SpecialTokens:
-    """Special tokens of the config and the generation config; their EOS ids are united."""
+    """Special tokens of the config and the generation config; their EOS ids are united.
+
+    Of an encoder-decoder also those that its output begins and ends with, and those that it must
+    not have.
+    """
     file = checkpoint.directory / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     config = checkpoint.config.get_text_config(decoder=True)
@@ -52,11 +57,26 @@ def special_tokens(checkpoint: Checkpoint, vocab_size: int) -> SpecialTokens:
         *_ids(generation.get("eos_token_id")),
         *_ids(getattr(config, "eos_token_id", None)),
     }
+    forced = {}
+    if checkpoint.is_encoder_decoder:
+        merged = {**checkpoint.config.to_dict(), **generation}
+        forced = {name: _first(merged.get(f"{name}_token_id")) for name in _FORCED}
+        start = _first(merged.get("decoder_start_token_id"))
+        bos = _first(merged.get("bos_token_id"))
+        forced["decoder_start"] = bos if start is None else start
     return SpecialTokens(
-        bos=next(iter(_ids(getattr(config, "bos_token_id", None))), None),
+        bos=_first(getattr(config, "bos_token_id", None)),
         eos=tuple(sorted(token for token in ends if token < vocab_size)),
-        pad=next(iter(_ids(getattr(config, "pad_token_id", None))), None),
+        pad=_first(getattr(config, "pad_token_id", None)),
+        **forced,
+        bad_words=tuple(map(tuple, generation.get("bad_words_ids") or ()))
+        if checkpoint.is_encoder_decoder
+        else (),
     )
+
+
+def _first(value: int | Iterable[int] | None) -> int | None:
+    return next(iter(_ids(value)), None)
 
 
 def _ids(value: int | Iterable[int] | None) -> list[int]:

@@ -1,7 +1,7 @@
 """Model to graph: traces any decoder through transformers' attention and cache interfaces."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from exporter.simplify import simplify
 from exporter.traits.complex_rotation import RealPairs
 from exporter.traits.experts import register_experts
 from exporter.traits.fused_attention import FusedAttention
+from exporter.traits.half_clamping import ClampedHalves
 from exporter.traits.own_attention import fuse_own_attention
 from exporter.traits.positions import position_offset, told_positions
 from exporter.traits.states import RECURRENT, why_no_cache, why_not_keys_and_values
@@ -136,15 +137,19 @@ def cache_layers(model: PreTrainedModel) -> list[CacheLayer | None]:
         except UntraceableError:
             raise
         except Exception as error:  # the model's own code, which fails in any way that it has
-            raise UntraceableError(_why_failed(model, "running", error)) from error
+            raise UntraceableError(why_failed(model, "running", error)) from error
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)
     if not isinstance(cache, Cache):
         raise UntraceableError(why_no_cache(output))
-    return [_cache_layer(layer) for layer in cache.layers]
+    return [cache_layer(layer) for layer in cache.layers]
 
 
-def _cache_layer(layer: Any) -> CacheLayer | None:
+def cache_layer(layer: Any) -> CacheLayer | None:
+    """What a layer of transformers' cache holds after a step.
+
+    Raises UntraceableError if that isn't keys and values alone.
+    """
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
         raise UntraceableError(why_not_keys_and_values(layer))
     if isinstance(layer, DummyLayer) or layer.keys is None or layer.values is None:
@@ -161,47 +166,68 @@ def trace(model: PreTrainedModel, layers: list[CacheLayer | None]) -> ir.Model:
     register()
     register_experts()
     try:
-        program, onnx_program = _export(model, layers)
+        program, graph = _export(model, layers)
     except UntraceableError:
         raise
     except Exception as error:  # tracing runs the model's code and fails in any way that has
-        raise UntraceableError(_why_failed(model, "tracing", error)) from error
-    graph = onnx_program.model
+        raise UntraceableError(why_failed(model, "tracing", error)) from error
+    clean_trace(graph, program)
+    return graph
+
+
+def clean_trace(graph: ir.Model, program: torch.export.ExportedProgram) -> None:
+    """Simplify a fresh trace in place, and bring written-out attention back to nodes."""
     simplify(graph, frozenset(program.state_dict))
     fuse_own_attention(graph)
     CommonSubexpressionEliminationPass()(graph)
     RemoveUnusedNodesPass()(graph)
-    return graph
 
 
 def _export(
     model: PreTrainedModel, layers: list[CacheLayer | None]
-) -> tuple[torch.export.ExportedProgram, torch.onnx.ONNXProgram]:
+) -> tuple[torch.export.ExportedProgram, ir.Model]:
     buffers = [layer for layer in layers if layer is not None]
     inputs, dynamic_shapes = _example(buffers, model.dtype, longest_sequence(model))
+    names = [(i, part) for i in range(len(buffers)) for part in PARTS]
     with export_implementations(model):
-        program = torch.export.export(
+        return to_onnx(
             DecoderGraph(model, [layer is not None for layer in layers]),
             inputs,
-            dynamic_shapes=dynamic_shapes,
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
+            dynamic_shapes,
+            [INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*n) for n in names)],
+            [LOGITS, *(present_name(*n) for n in names)],
         )
-    names = [(i, part) for i in range(len(buffers)) for part in PARTS]
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    dynamic_shapes: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> tuple[torch.export.ExportedProgram, ir.Model]:
+    """Trace a module with example inputs; returns the program and its graph as it comes."""
+    program = torch.export.export(
+        module,
+        inputs,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
         optimize=False,
         verbose=False,
-        input_names=[INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, *(past_name(*n) for n in names)],
-        output_names=[LOGITS, *(present_name(*n) for n in names)],
+        input_names=input_names,
+        output_names=output_names,
     )
     assert onnx_program is not None
-    return program, onnx_program
+    return program, onnx_program.model
 
 
-def _why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
+def why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
     """Why a model's own code failed, as a clause."""
     if model._is_stateful:
         return RECURRENT
@@ -256,7 +282,11 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
     """
     decoder = language_part(model)
     if decoder._can_set_attn_implementation():
-        with implementations(model, experts=EXPORT, attention=EXPORT), RealPairs():
+        with (
+            implementations(model, experts=EXPORT, attention=EXPORT),
+            RealPairs(),
+            ClampedHalves(),
+        ):
             yield
     else:
         own = {decoder.config._attn_implementation}
@@ -265,6 +295,7 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
             additive_masks(own),
             FusedAttention(),
             RealPairs(),
+            ClampedHalves(),
         ):
             yield
 

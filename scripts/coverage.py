@@ -59,39 +59,42 @@ def try_type(model_type: str) -> Outcome:
             model = make_tiny(model_type, checkpoint)
         except Exception as error:  # whatever a config or a model's constructor raises
             if _can_be_built(model_type):
-                return Outcome(model_type, "failing", f"no tiny checkpoint: {_first_line(error)}")
+                return Outcome(model_type, "failing", f"no tiny checkpoint: {first_line(error)}")
             model = None
             checkpoint.mkdir()
             config = {"model_type": model_type}
             (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
             save_file({}, checkpoint / "model.safetensors")
         try:
-            export(Request(str(checkpoint), bundle), _Silent())
+            export(Request(str(checkpoint), bundle), Silent())
         except UserError as error:
-            reason = (
-                str(error)
-                .rstrip(".")
-                .replace(f"{directory}/", "")
-                .replace(f"{model_type} has the architecture", "it is")
-            )
-            _, marker, cause = reason.partition("can't be exported: ")
-            breach = (
-                "was not exported: " in reason
-                or "can't open the graph" in reason
-                or cause.startswith(("tracing it fails", "running it fails"))
-            )
-            return Outcome(
-                model_type, "failing" if breach else "refused", cause if marker else reason
-            )
+            return reason_of(model_type, error, directory)
         except Exception as error:  # a defect of ours
             where = traceback.extract_tb(error.__traceback__)[-1]
             return Outcome(
                 model_type,
                 "failing",
-                f"{type(error).__name__} in {Path(where.filename).name}: {_first_line(error)}",
+                f"{type(error).__name__} in {Path(where.filename).name}: {first_line(error)}",
             )
         assert model is not None
         return _served(model_type, model, bundle)
+
+
+def reason_of(model_type: str, error: UserError, directory: str) -> Outcome:
+    """The outcome of a type whose export in ``directory`` ended with an error."""
+    reason = (
+        str(error)
+        .rstrip(".")
+        .replace(f"{directory}/", "")
+        .replace(f"{model_type} has the architecture", "it is")
+    )
+    _, marker, cause = reason.partition("can't be exported: ")
+    breach = (
+        "was not exported: " in reason
+        or "can't open the graph" in reason
+        or cause.startswith(("tracing it fails", "running it fails"))
+    )
+    return Outcome(model_type, "failing" if breach else "refused", cause if marker else reason)
 
 
 def _can_be_built(model_type: str) -> bool:
@@ -180,7 +183,9 @@ def _traits(model: PreTrainedModel, bundle: Path) -> tuple[str, ...]:
     return tuple(name for name, has in found.items() if has)
 
 
-class _Silent:
+class Silent:
+    """Shows no stages."""
+
     def start(self, name: str) -> None:
         """Show nothing."""
 
@@ -188,7 +193,8 @@ class _Silent:
         """Show nothing."""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The line of an error that says the most, cut to a cell of the table."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
 
@@ -205,7 +211,7 @@ def try_engines(exact: Outcome) -> Outcome:
         try:
             engines = build_each(checkpoint, Path(directory))
         except Exception as error:  # a defect of ours
-            return without_engines(exact, f"{type(error).__name__}: {_first_line(error)}")
+            return without_engines(exact, f"{type(error).__name__}: {first_line(error)}")
     return replace(exact, engines=engines)
 
 
@@ -214,7 +220,8 @@ def without_engines(exact: Outcome, reason: str) -> Outcome:
     return replace(exact, engines=dict.fromkeys(RECIPES, reason))
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Keep the libraries' warnings out of the output."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     disable_progress_bar()
@@ -248,7 +255,7 @@ def main() -> None:
     parser.add_argument("--refused", action="store_true", help="engines that were refused")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     arguments = parser.parse_args()
-    _quiet()
+    quiet()
     known = read_results()
     types = [t for t in registered_types() if arguments.all or t not in known]
     if arguments.failed:

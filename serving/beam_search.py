@@ -149,7 +149,7 @@ class BeamSearch:
         return self._found() if self.finished else None
 
     def _found(self) -> Found:
-        vocabulary, prompt_tokens = self._sequence.vocabulary, len(self._prompt_ids)
+        vocabulary, prompt_tokens = self._sequence.vocabulary, self._sequence.prompt_tokens
         generations = [
             Generation(
                 token_ids=hypothesis.token_ids,
@@ -205,6 +205,10 @@ class BeamSearch:
         )
         if self._generated.shape[1] < self._limits.min_new_tokens:
             scores[:, list(self._limits.eos)] = -np.inf
+        forced = self._limits.forced(int(self._generated.shape[1]), self._most)
+        if forced is not None:
+            scores[:] = -np.inf
+            scores[:, forced] = 0
         return scores
 
     def _final_score(self, total: np.float32, length: int) -> float:

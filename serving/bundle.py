@@ -68,6 +68,13 @@ class LayerInfo(_Part):
     window: PositiveInt | None = None
 
 
+class SourceInfo(_Part):
+    """An encoder-decoder's source: what each decoder layer keeps of its at most ``max_length``."""
+
+    layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1)]
+    max_length: PositiveInt
+
+
 class LoraModule(_Part):
     """A module of the checkpoint whose ``outputs`` begin at ``first_output`` in its table's."""
 
@@ -90,7 +97,8 @@ class GraphInfo(_Part):
 
     Scales of a quantised cache are constants of the graph. ``integer_activations`` are those of
     linear layers. With ``lora`` tables it takes adapters. ``hidden_size`` is the width of its
-    embeddings; None where it gives none.
+    embeddings; None where it gives none. Of an encoder-decoder it is the decoder's graph, which
+    reads a ``source``.
     """
 
     contract_version: PositiveInt
@@ -103,6 +111,7 @@ class GraphInfo(_Part):
     lora: tuple[LoraTable, ...] = ()
     max_length: PositiveInt
     hidden_size: PositiveInt | None = None
+    source: SourceInfo | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -117,8 +126,17 @@ class GraphInfo(_Part):
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token takes in the KV cache, over all layers."""
-        width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
-        return width * _CACHE_BYTES[self.cache_dtype]
+        return _width(self.layers) * _CACHE_BYTES[self.cache_dtype]
+
+    @property
+    def source_bytes_per_token(self) -> int:
+        """Bytes that is kept of one token of a source, over all layers."""
+        return _width(self.source.layers) * _CACHE_BYTES[self.dtype] if self.source else 0
+
+
+def _width(layers: tuple[LayerInfo, ...]) -> int:
+    """Elements that all layers together keep of a token."""
+    return sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
 
 
 class EncoderInfo(_Part):
@@ -182,7 +200,8 @@ class EngineInfo(_Part):
     ``stripped_from`` is the whole engine, if ``file`` lacks the weights that the checkpoint has.
     Of a tensor-parallel engine each of ``ranks`` processes runs a part, which is listed by itself
     and has its share of the graph's KV heads.
-    Where it is split into ``stages``, ``file`` is the first one's.
+    Where it is split into ``stages``, ``file`` is the first one's. Of an encoder-decoder
+    ``encoder`` is the file of the other part, with weights of its own.
     """
 
     target: Target
@@ -199,6 +218,14 @@ class EngineInfo(_Part):
     rank: NonNegativeInt = 0
     ranks: PositiveInt = 1
     stages: tuple[StageInfo, ...] = ()
+    encoder: FileName | None = None
+    encoder_weight_bytes: NonNegativeInt = 0
+
+    @property
+    def files(self) -> tuple[FileName, ...]:
+        """All files of it."""
+        parts = tuple(file for file, _ in self.parts)
+        return parts if self.encoder is None else (*parts, self.encoder)
 
     @property
     def parts(self) -> tuple[tuple[FileName, int], ...]:
@@ -208,11 +235,19 @@ class EngineInfo(_Part):
 
 
 class SpecialTokens(_Part):
-    """Token ids that start, end and pad a sequence; any of ``eos`` ends it."""
+    """Token ids that start, end and pad a sequence; any of ``eos`` ends it.
+
+    An encoder-decoder's output begins behind ``decoder_start``, with ``forced_bos`` if there is
+    one. ``forced_eos`` is the last token where the limit ends it. ``bad_words`` never come.
+    """
 
     bos: NonNegativeInt | None = None
     eos: tuple[NonNegativeInt, ...] = ()
     pad: NonNegativeInt | None = None
+    decoder_start: NonNegativeInt | None = None
+    forced_bos: NonNegativeInt | None = None
+    forced_eos: NonNegativeInt | None = None
+    bad_words: tuple[tuple[NonNegativeInt, ...], ...] = ()
 
 
 class Manifest(_Part):
@@ -267,20 +302,26 @@ class Manifest(_Part):
         if "status" not in self.parity:
             raise ValueError("parity has no status")
         for engine in self.engines:
-            for file, _ in engine.parts:
-                if file not in self.files:
-                    raise ValueError(f"engine file {file!r} is not listed under files")
-            if engine.ranks > 1 and self._ranks(engine) != list(range(engine.ranks)):
-                raise ValueError(f"the ranks of the engine for {engine.target} are not complete")
-            layer = 0
-            for stage in engine.stages:
-                if stage.first_layer != layer:
-                    raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
-                layer += stage.layers
-            count = len(self.decoder.layers) if self.decoder is not None else 0
-            if engine.stages and layer != count:
-                raise ValueError(f"its stages have {layer} layers, not {count}")
+            self._check_engine(engine)
         return self
+
+    def _check_engine(self, engine: EngineInfo) -> None:
+        for file in engine.files:
+            if file not in self.files:
+                raise ValueError(f"engine file {file!r} is not listed under files")
+        source = self.decoder.source if self.decoder is not None else None
+        if (engine.encoder is None) != (source is None):
+            raise ValueError("an encoder-decoder's engines have an encoder, and no others")
+        if engine.ranks > 1 and self._ranks(engine) != list(range(engine.ranks)):
+            raise ValueError(f"the ranks of the engine for {engine.target} are not complete")
+        layer = 0
+        for stage in engine.stages:
+            if stage.first_layer != layer:
+                raise ValueError(f"stage {stage.file!r} doesn't begin with layer {layer}")
+            layer += stage.layers
+        count = len(self.decoder.layers) if self.decoder is not None else 0
+        if engine.stages and layer != count:
+            raise ValueError(f"its stages have {layer} layers, not {count}")
 
     def _ranks(self, engine: EngineInfo) -> list[int]:
         """The ranks that are listed of an engine."""

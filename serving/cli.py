@@ -19,6 +19,7 @@ from serving.commands.label_tokens import label_tokens
 from serving.commands.ray import ray
 from serving.commands.restore import restore
 from serving.commands.score import score
+from serving.commands.translate import summarize, translate
 from serving.commands.triton import triton
 
 
@@ -31,6 +32,8 @@ def main() -> None:
 COMMANDS = (
     generate,
     chat,
+    translate,
+    summarize,
     score,
     embed,
     classify,

@@ -23,6 +23,16 @@ Beside the linear layer of a table, whose input is x, it adds (x a[id]) b[id] to
 has those of all projections that the layer was merged from, and ``rank`` is free in each table:
 where no row has an adapter, tables of rank 0 are bound, which cost next to nothing.
 
+An encoder-decoder has two graphs. The encoder's
+    input_ids            int64 [batch, source]       the source; padding is anywhere
+    attention_mask       int64 [batch, source]       1, or 0 for padding
+gives the keys and values of every decoder layer's cross-attention
+    cross_key_values.{i}.key, .value                 T [batch, kv_heads, source, head_dim]
+Its decoder graph has the inputs and outputs of a decoder's, and the inputs
+    source_lengths       int64 [batch]               tokens of each row's source
+    cross_key_values.{i}.key, .value                 T [batch, kv_heads, max_source, head_dim]
+of which it sees what is before the source's end.
+
 A stage of a pipeline has the inputs and outputs of its own layers, under the same numbers.
 Only the last has ``logits_positions`` and ``logits``. Over the boundary behind stage b go
     hidden_states.{b}.{n}     T or float32 [batch, sequence, ...]
@@ -40,6 +50,9 @@ LOGITS_POSITIONS = "logits_positions"
 LOGITS = "logits"
 ADAPTER_IDS = "adapter_ids"
 EMBEDDINGS = "embeddings"
+ATTENTION_MASK = "attention_mask"
+SOURCE_LENGTHS = "source_lengths"
+_CROSS = "cross_key_values."
 _HIDDEN = "hidden_states."
 _LORA = "lora."
 
@@ -65,6 +78,16 @@ def past_name(layer: int, part: Part) -> str:
 def present_name(layer: int, part: Part) -> str:
     """Graph output that holds a layer's keys or values with the new tokens written in."""
     return f"present.{layer}.{part}"
+
+
+def cross_name(layer: int, part: Part) -> str:
+    """Graph input, of an encoder output, with a layer's keys or values of the source."""
+    return f"{_CROSS}{layer}.{part}"
+
+
+def is_cross(name: str | None) -> bool:
+    """Whether a graph input or output holds keys or values of a source."""
+    return (name or "").startswith(_CROSS)
 
 
 def cached_layers(names: Iterable[str | None]) -> list[int]:

@@ -33,7 +33,8 @@ class Limits:
     """When sequences end: ``eos`` ids end one, but not before ``min_new_tokens``.
 
     ``stop`` strings cut the text. No sequence has more than ``capacity`` tokens, prompt included,
-    unless it ``slides``: then its oldest tokens are forgotten where it would.
+    unless it ``slides``: then its oldest tokens are forgotten where it would. The first token is
+    ``forced_bos``, and the last that the limits allow ``forced_eos``, where there are such.
     """
 
     capacity: int
@@ -42,6 +43,14 @@ class Limits:
     eos: tuple[int, ...]
     stop: tuple[str, ...]
     slides: bool = False
+    forced_bos: int | None = None
+    forced_eos: int | None = None
+
+    def forced(self, generated: int, most: int) -> int | None:
+        """The only token that may come behind so many of at most ``most``, or None."""
+        if generated == most - 1 and self.forced_eos is not None:
+            return self.forced_eos
+        return self.forced_bos if generated == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,8 @@ class Sequence:
     """One prompt and what was generated from it so far.
 
     A ``matcher`` constrains what comes. ``adapter`` is the number of the LoRA adapter that it is
-    computed with, 0 for none.
+    computed with, 0 for none. An encoder-decoder's sequence has a source [n] that the encoder
+    reads, and its prompt is what the output goes on from.
     """
 
     def __init__(
@@ -105,6 +115,7 @@ class Sequence:
         speculation: SpeculationMethod | None = None,
         matcher: Matcher | None = None,
         adapter: int = 0,
+        source_ids: IntArray | None = None,
     ) -> None:
         room = limits.capacity - len(prompt_ids)
         most = room if limits.max_new_tokens is None else limits.max_new_tokens
@@ -114,6 +125,7 @@ class Sequence:
         self.speculation = speculation
         self.matcher = matcher
         self.adapter = adapter
+        self.source_ids = source_ids
         self.vocabulary = vocabulary
         self._most = most if limits.slides else min(room, most)
         self._ids = np.empty(len(prompt_ids) + self._most, np.int64)
@@ -136,6 +148,11 @@ class Sequence:
     def prompt_ids(self) -> IntArray:
         """The prompt, [prompt length]."""
         return self._ids[: self._prompt_length]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of what was given: the prompt, or an encoder-decoder's source."""
+        return self._prompt_length if self.source_ids is None else len(self.source_ids)
 
     @property
     def generated_ids(self) -> IntArray:
@@ -186,6 +203,10 @@ class Sequence:
         If ``drafted`` was drawn from ``draft_probabilities`` [vocab], it is taken as often as the
         distribution of the logits allows.
         """
+        top = self.sampling.logprobs
+        forced = self.limits.forced(len(self.generated_ids), self._most)
+        if forced is not None:
+            return self.append(forced, None if top is None else log_probs(logits, forced, top))
         candidates = logits
         if len(self.generated_ids) < self.limits.min_new_tokens:
             candidates = logits.copy()
@@ -200,12 +221,12 @@ class Sequence:
         else:
             target = distribution(*conditions)
             token_id = sample_after_draft(target, draft_probabilities, drafted, self.random)
-        top = self.sampling.logprobs
         return self.append(token_id, None if top is None else log_probs(logits, token_id, top))
 
     def append(self, token_id: int, logprobs: LogProbs | None = None) -> Token:
         """Take a token that was chosen."""
-        if self.matcher is not None:
+        is_forced = self.limits.forced(len(self.generated_ids), self._most) is not None
+        if self.matcher is not None and not is_forced:
             self.matcher.accept(token_id)
         self._ids[self._length] = token_id
         self._length += 1

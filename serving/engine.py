@@ -112,6 +112,24 @@ class EmbeddingEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class SourceEngine(Engine, Protocol):
+    """An engine that may be an encoder-decoder: it is if its cache has sources."""
+
+    def encode(self, sources: Sequence[IntArray], first_slot: int) -> None:
+        """Run the encoder on sources [n], and keep in slots what their decoder steps read of them.
+
+        Raises ValueError if one is longer than the cache's sources may be.
+        """
+        ...
+
+
+def require_encoder(engine: Engine) -> SourceEngine:
+    """The engine as one that encodes sources, which it must be able to."""
+    assert isinstance(engine, SourceEngine)
+    return engine
+
+
 def as_float32(array: npt.NDArray[Any], dtype: DType) -> FloatArray:
     """Return stored values as float32, the same memory if that is what they are."""
     if dtype == "bfloat16":

@@ -27,6 +27,7 @@ class EnginePlan:
     prefix_rows: int = 0
     adapters: "AdapterTables | None" = None
     runtime: Runtime = "python"
+    source_capacity: int | None = None
 
     @property
     def rows(self) -> int:
@@ -37,8 +38,10 @@ class EnginePlan:
     def nbytes(self) -> int:
         """Bytes of its weights, unless they are in memory already, and KV buffers."""
         kv_bytes = self.bundle.manifest.graph.kv_bytes_per_token
-        weights = max(0, self.engine.weight_bytes - self.bundle.bytes_in_memory)
-        return weights + self.rows * self.capacity * kv_bytes
+        weights = self.engine.weight_bytes + self.engine.encoder_weight_bytes
+        weights = max(0, weights - self.bundle.bytes_in_memory)
+        per_source = (self.source_capacity or 0) * self.bundle.manifest.graph.source_bytes_per_token
+        return weights + self.rows * (self.capacity * kv_bytes + per_source)
 
     @property
     def is_tensorrt(self) -> bool:
@@ -102,6 +105,7 @@ class EnginePlan:
         from serving.onnxruntime import OnnxRuntimeEngine
         from serving.pipeline import PipelineEngine
 
+        encoder = self.engine.encoder
         engines = [
             OnnxRuntimeEngine(
                 self.bundle.location(file),
@@ -113,6 +117,8 @@ class EnginePlan:
                 prepack=self.prepack,
                 takes_turns=bool(self.engine.stages),
                 adapters=self.adapters,
+                encoder=self.bundle.location(encoder) if encoder is not None else None,
+                source_capacity=self.source_capacity,
             )
             for file, weight_bytes in self.engine.parts
         ]

@@ -28,6 +28,7 @@ from serving.result import Generation
 from serving.scheduler import Scheduler
 from serving.scoring import Score
 from serving.sequences import SequenceBuilder, SequenceOptions, too_long
+from serving.sources import SourcePrompts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,12 +74,14 @@ class Model(Closing):
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
         self.adapters = dict(adapters or {})
+        source = engine.cache.source
         self._sequences = SequenceBuilder(
             self.prompts,
-            tokens.eos,
+            tokens,
             engine.cache.capacity,
             has_draft=draft is not None,
             adapters=self.adapters,
+            sources=SourcePrompts(self.prompts, tokens, source.capacity) if source else None,
         )
         self._chunk = prefill_chunk
         self._step_costs = StepCosts()
@@ -94,7 +97,16 @@ class Model(Closing):
     @property
     def gives_embeddings(self) -> bool:
         """Whether ``embed`` is possible."""
-        return isinstance(self.engine, EmbeddingEngine) and self.engine.hidden_size is not None
+        return (
+            not self.is_encoder_decoder
+            and isinstance(self.engine, EmbeddingEngine)
+            and self.engine.hidden_size is not None
+        )
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts are sources that an encoder reads."""
+        return self.engine.cache.source is not None
 
     @overload  # a str is a Sequence[str] too, but the first match wins
     def generate(  # type: ignore[overload-overlap]
@@ -157,7 +169,7 @@ class Model(Closing):
             return best[0] if is_single else best
         results = [
             Generation(
-                prompt_tokens=len(sequence.prompt_ids),
+                prompt_tokens=sequence.prompt_tokens,
                 logprobs=None if sequence.sampling.logprobs is None else [],
             )
             for sequence in sequences
@@ -308,6 +320,8 @@ class Model(Closing):
         adapter: str | None = None,
     ) -> EmbeddedPrompt:
         """Return a prompt that a scheduler embeds, see ``embed``; its outcome bears ``index``."""
+        if self.is_encoder_decoder:
+            raise UserError("Encoder-decoders embed no text: export an encoder or a decoder.")
         engine = embedding.require_embeddings(self.engine)
         embedding.check_pooling(pooling)
         number = self._sequences.adapter_number(adapter)
@@ -347,6 +361,8 @@ class Model(Closing):
     @contextmanager
     def _first_slot(self, adapter: str | None) -> Iterator[None]:
         """Take the engine for one text in the first slot, which has this adapter or none."""
+        if self.is_encoder_decoder:
+            raise UserError("Encoder-decoders score no text by itself: use generate.")
         number = self._sequences.adapter_number(adapter)
         with self._exclusive():
             self.engine.cache.adapter_ids[0] = number

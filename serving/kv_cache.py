@@ -57,7 +57,8 @@ class KVCache:
 
     ``first_layer`` is the number of the first of ``layers``, for a stage that has only some.
     ``adapter_ids`` int64 [slots] says which LoRA adapter made a slot's keys and values, 0 for none:
-    whoever puts a sequence into a slot sets it.
+    whoever puts a sequence into a slot sets it. ``source`` has what an encoder-decoder's slots keep
+    of their sources.
     Nothing is allocated after construction and no address ever changes. Raises UserError if the
     buffers don't fit into memory.
     """
@@ -71,7 +72,9 @@ class KVCache:
         allocate: Allocate = HostBuffer,
         *,
         first_layer: int = 0,
+        source: "SourceCache | None" = None,
     ) -> None:
+        self.source = source
         self.slots = slots
         self.capacity = capacity
         self.layers = tuple(layers)
@@ -113,13 +116,44 @@ class KVCache:
             raise ValueError(f"the tokens don't fit into a capacity of {self.capacity}")
 
     def move(self, from_slot: int, to_slot: int, length: int, start: int = 0) -> None:
-        """Copy the first ``length`` positions of one slot, and its adapter, over another slot.
+        """Copy the first ``length`` positions of one slot, its adapter and source, over another.
 
-        Those before ``start`` are left out: give it where the two slots are equal up to there.
+        Those before ``start`` are left out: give it where the two slots are equal up to there, and
+        so have the same source.
         """
         self.adapter_ids[to_slot] = self.adapter_ids[from_slot]
+        if self.source is not None and start == 0:
+            self.source.move(from_slot, to_slot)
         for buffer in self.buffers.values():
             buffer.move(from_slot, to_slot, length, start)
+
+
+class SourceCache:
+    """What each slot keeps of its source: cross-attention's keys and values of every layer.
+
+    ``lengths`` int64 [slots] says how many tokens each source has.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerInfo],
+        dtype: CacheDType,
+        slots: int,
+        capacity: int,
+        allocate: Allocate = HostBuffer,
+    ) -> None:
+        self.cache = KVCache(layers, dtype, slots, capacity, allocate)
+        self.lengths = np.zeros(slots, np.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a source."""
+        return self.cache.capacity
+
+    def move(self, from_slot: int, to_slot: int) -> None:
+        """Copy one slot's source over another's."""
+        self.lengths[to_slot] = self.lengths[from_slot]
+        self.cache.move(from_slot, to_slot, int(self.lengths[from_slot]))
 
 
 def aligned_zeros(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from serving.engine_plan import EnginePlan, Runtime
 from serving.errors import UserError
 from serving.generation import Model
 from serving.prompts import PromptEncoder
+from serving.source_limits import choose_source_capacity, refuse_for_sources
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,6 +35,7 @@ def load(
     provider: "Provider | None" = None,
     runtime: Runtime = "python",
     capacity: int | None = None,
+    source_capacity: int | None = None,
     slots: int | None = None,
     threads: int | None = None,
     prefill_chunk: int = 512,
@@ -47,7 +49,8 @@ def load(
     ``adapters`` are directories of LoRA adapters by the names that Model.generate takes; the bundle
     must be exported with ``--lora``. ``draft`` is the bundle of a smaller model with the same
     tokens, for speculative decoding. ``capacity`` is the most tokens a sequence may have, prompt
-    included (default: the model's maximum, at most 4096), ``slots`` how many sequences run at a
+    included (default: the model's maximum, at most 4096), ``source_capacity`` that of an
+    encoder-decoder's sources (default: likewise), ``slots`` how many sequences run at a
     time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
     there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
     "cpu"); TensorRT runs on the GPU. ``runtime`` "native" runs ONNX Runtime's engines on the CPU by
@@ -65,13 +68,34 @@ def load(
     engine = choose_engine(opened, target)
     slots = _choose_slots(engine, slots)
     capacity = _choose_capacity(opened, engine, capacity)
+    source_capacity = choose_source_capacity(
+        opened.manifest.graph.source, source_capacity, DEFAULT_CAPACITY
+    )
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     tokenizer = load_tokenizer(opened)
     if prefix_rows < 0:
         raise UserError(f"prefix_rows is {prefix_rows}, but must be at least 0: raise it.")
     tables = _load_adapters(opened, adapters or {})
-    plans = [EnginePlan(opened, engine, slots, capacity, prepack, prefix_rows, tables, runtime)]
+    plans = [
+        EnginePlan(
+            opened,
+            engine,
+            slots,
+            capacity,
+            prepack,
+            prefix_rows,
+            tables,
+            runtime,
+            source_capacity,
+        )
+    ]
+    if source_capacity is not None:
+        refuse_for_sources(
+            in_python=provider != "cuda" and not plans[0].is_tensorrt and runtime == "python",
+            has_draft=draft is not None,
+            keeps_prefixes=bool(prefix_rows),
+        )
     if draft is not None:
         draft_bundle = open_bundle(draft, verify, key_file)
         plans.append(_plan_draft(draft_bundle, plans[0], tokenizer))

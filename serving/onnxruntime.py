@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,9 @@ from serving.contract import (
     LOGITS,
     LOGITS_POSITIONS,
     PAST_LENGTHS,
+    SOURCE_LENGTHS,
     cached_layers,
+    cross_name,
     is_hidden,
     past_name,
     present_name,
@@ -31,9 +33,10 @@ from serving.contract import (
 from serving.engine import FloatArray, IntArray, as_float32
 from serving.errors import UserError
 from serving.kernels import library
-from serving.kv_cache import STORAGE, KVCache, aligned_zeros
+from serving.kv_cache import STORAGE, KVCache, SourceCache, aligned_zeros
 from serving.lora import AdapterTables
 from serving.pipeline import HiddenBuffer, HiddenStates
+from serving.source_encoder import SourceEncoder
 
 Provider = Literal["cpu", "cuda"]
 
@@ -70,7 +73,8 @@ class OnnxRuntimeEngine(Closing):
     faster, opening slower, and the weights are no longer shared by processes. Integer weights are
     copied without being asked where our own kernels don't run. ``takes_turns`` says that other
     engines run between two steps of this one. ``adapters`` are LoRA's, for a graph that takes them;
-    ``cache.adapter_ids`` says which a slot has.
+    ``cache.adapter_ids`` says which a slot has. An encoder-decoder has an ``encoder`` file too, for
+    sources of up to ``source_capacity`` tokens (default: the graph's most).
 
     Raises UserError if the graph can't be opened or the KV buffers don't fit into memory.
     """
@@ -89,6 +93,8 @@ class OnnxRuntimeEngine(Closing):
         prepack: bool = False,
         takes_turns: bool = False,
         adapters: AdapterTables | None = None,
+        encoder: Path | None = None,
+        source_capacity: int | None = None,
     ) -> None:
         self.vocab_size = graph.vocab_size
         self.weight_bytes = weight_bytes
@@ -106,7 +112,19 @@ class OnnxRuntimeEngine(Closing):
         )
         numbers = cached_layers(value.name for value in self._session.get_inputs())
         layers = [graph.layers[number] for number in numbers]
-        self.cache = KVCache(layers, graph.cache_dtype, slots, capacity, first_layer=numbers[0])
+        source = None
+        if graph.source is not None:
+            longest = source_capacity or graph.source.max_length
+            source = SourceCache(graph.source.layers, graph.dtype, slots, longest)
+        self.cache = KVCache(
+            layers, graph.cache_dtype, slots, capacity, first_layer=numbers[0], source=source
+        )
+        self._encoder = None
+        if encoder is not None and source is not None:
+            session = open_session(
+                encoder, "cpu", threads, prepack=prepack, float32=graph.dtype == "float32"
+            )
+            self._encoder = SourceEncoder(session, source)
         self._adapters = adapters or AdapterTables(graph.lora, graph.dtype, {})
         self._takes_adapters = bool(graph.lora)
         tokens = max(slots, capacity)  # of several new tokens, rows go one by one
@@ -160,6 +178,11 @@ class OnnxRuntimeEngine(Closing):
         self._run(binding, sequence)
         return as_float32(states, self._embeddings_dtype)
 
+    def encode(self, sources: Sequence[IntArray], first_slot: int) -> None:
+        """Run the encoder on sources [n] for slots from the first on; see SourceEngine.encode."""
+        assert self._encoder is not None, "not an encoder-decoder"
+        self._encoder.run(sources, first_slot)
+
     def hand_on(
         self,
         input_ids: IntArray,
@@ -209,6 +232,9 @@ class OnnxRuntimeEngine(Closing):
         if key not in self._bindings:
             binding = self._session.io_binding()
             bind_cache(binding, self.cache, "cpu", self._cache_element, first_slot, n)
+            if self.cache.source is not None:
+                element = ELEMENT_TYPE[self._dtype]
+                bind_source(binding, self.cache.source, element, first_slot, n)
             if self._takes_adapters:
                 bind_input(binding, ADAPTER_IDS, ids)
                 for name, table in self._adapters.inputs(adapted=adapted).items():
@@ -220,6 +246,8 @@ class OnnxRuntimeEngine(Closing):
         """Free the session and the KV buffers."""
         self._bindings.clear()
         self.cache.buffers.clear()
+        if self._encoder is not None:
+            self._encoder.close()
         del self._session
 
 
@@ -333,6 +361,16 @@ def bind_cache(
         place = (device, 0, element, shape, address)
         binding.bind_input(past_name(layer, part), *place)
         binding.bind_output(present_name(layer, part), *place)
+
+
+def bind_source(
+    binding: ort.IOBinding, source: SourceCache, element: int, first_slot: int, n: int
+) -> None:
+    """Bind what ``n`` slots keep of their sources; nothing is copied."""
+    for layer, part in source.cache.buffers:
+        address, shape = source.cache.rows(layer, part, first_slot, n)
+        binding.bind_input(cross_name(layer, part), "cpu", 0, element, shape, address)
+    bind_input(binding, SOURCE_LENGTHS, source.lengths[first_slot : first_slot + n])
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: IntArray) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serving.bad_words import BadWords
 from serving.errors import UserError
+from serving.repeated_ngrams import repeating
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -40,6 +41,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     logit_bias: Mapping[int, float]
+    no_repeat_ngram_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class SamplingParameters:
     With a ``seed`` a sequence's randomness depends on nothing else, so equal prompts of one batch
     give equal texts. ``logprobs`` is how many of the most likely tokens to report beside the chosen
     one (None: report nothing). ``logit_bias`` is added to the logits of its token ids before
-    everything else, for greedy choices too. Nor do these choose what ``bad_words`` forbid.
+    everything else, for greedy choices too. Nor do these choose what ``bad_words`` forbid, or what
+    would make ``no_repeat_ngram_size`` tokens in a row come twice (0: they may).
     """
 
     temperature: float = 0.0
@@ -66,6 +69,7 @@ class SamplingParameters:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     bad_words: BadWords | None = None
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
         tiny = math.ulp(0.0)
@@ -75,6 +79,8 @@ class SamplingParameters:
         _require("repetition_penalty", self.repetition_penalty, "above 0", tiny, math.inf)
         _require("presence_penalty", self.presence_penalty, "from -2 to 2", -2, 2)
         _require("frequency_penalty", self.frequency_penalty, "from -2 to 2", -2, 2)
+        size = self.no_repeat_ngram_size
+        _require("no_repeat_ngram_size", size, "a whole number", 0, math.inf, whole=True)
         _require("top_k", self.top_k, "a whole number of at least 0", 0, math.inf, whole=True)
         if self.seed is not None:
             _require("seed", self.seed, "a whole number of at least 0", 0, math.inf, whole=True)
@@ -90,7 +96,8 @@ class SamplingParameters:
     def changes_logits(self) -> bool:
         """Whether there is a bias, a penalty or a forbidden word."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
-        return bool(penalties or self.logit_bias or self.bad_words)
+        forbids = self.bad_words or self.no_repeat_ngram_size
+        return bool(penalties or self.logit_bias or forbids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +244,9 @@ def penalize(
         ids, counts = np.unique(generated_ids, return_counts=True)
         scores[ids] -= np.float32(parameters.presence_penalty)
         scores[ids] -= np.float32(parameters.frequency_penalty) * counts.astype(np.float32)
+    if parameters.no_repeat_ngram_size:
+        written = np.concatenate((prompt_ids, generated_ids))
+        scores[repeating(written, parameters.no_repeat_ngram_size)] = -np.inf
     if parameters.bad_words:
         scores[parameters.bad_words.forbidden(prompt_ids, generated_ids)] = -np.inf
     return scores

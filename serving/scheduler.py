@@ -10,7 +10,7 @@ import numpy as np
 from serving.beam_search import BeamSearch, Found, check_search
 from serving.decoding import Decoder, Event, Failure, Sequence, Token, extend
 from serving.embedding import Embedded, EmbeddedPrompt, require_embeddings
-from serving.engine import Engine, FloatArray
+from serving.engine import Engine, FloatArray, require_encoder
 from serving.errors import UserError
 from serving.pacing import Pacing
 from serving.prefix_cache import CachedRow, PrefixCache
@@ -217,6 +217,8 @@ class Scheduler:
             engine = require_embeddings(self._engine)
             prefill.done += sequence.run_chunk(engine, done, size, prefill.slot)
         else:
+            if sequence.source_ids is not None and not done:
+                require_encoder(self._engine).encode([sequence.source_ids], prefill.slot)
             chunk = sequence.context[None, done : done + size]
             last = np.array([[chunk.shape[1] - 1]])
             logits = self._engine.step(chunk, np.array([done]), last, prefill.slot)[0, 0]

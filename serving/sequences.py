@@ -7,6 +7,7 @@ from typing import Unpack
 import numpy as np
 
 from serving.bad_words import BadWords, spellings
+from serving.bundle import SpecialTokens
 from serving.constraints import Constraint, ConstraintCompiler, Matcher
 from serving.context_overflow import ContextOverflow, check_overflow
 from serving.decoding import Limits, Sequence, SpeculationMethod
@@ -15,6 +16,7 @@ from serving.engine import IntArray
 from serving.errors import UserError
 from serving.prompts import Prompt, PromptEncoder
 from serving.sampling import SamplingOptions, SamplingParameters
+from serving.sources import SourcePrompts
 
 
 class SequenceOptions(SamplingOptions, total=False):
@@ -30,6 +32,9 @@ class SequenceOptions(SamplingOptions, total=False):
     context_overflow: ContextOverflow
     constraint: Constraint | None
     adapter: str | None
+    decoder_prompt: Prompt | None
+    source_language: str | None
+    target_language: str | None
 
 
 class SequenceBuilder:
@@ -37,21 +42,24 @@ class SequenceBuilder:
 
     No sequence has more than ``capacity`` tokens; any of ``eos`` ends one. ``has_draft`` says that
     there is a model to draft with. ``adapters`` are the engine's numbers of LoRA adapters by
-    their names.
+    their names. ``sources`` makes the sources of an encoder-decoder.
     """
 
     def __init__(
         self,
         prompts: PromptEncoder,
-        eos: Several[int],
+        tokens: SpecialTokens,
         capacity: int,
         *,
         has_draft: bool = False,
         adapters: Mapping[str, int] | None = None,
+        sources: SourcePrompts | None = None,
     ) -> None:
         self._prompts = prompts
+        self._tokens = tokens
+        self._sources = sources
         # A tokenizer may have ids that the model can't produce.
-        self._eos = tuple(i for i in eos if i < prompts.vocab_size)
+        self._eos = tuple(i for i in tokens.eos if i < prompts.vocab_size)
         self._capacity = capacity
         self._has_draft = has_draft
         self._adapters = adapters or {}
@@ -74,6 +82,9 @@ class SequenceBuilder:
         context_overflow: ContextOverflow = "refuse",
         constraint: Constraint | None = None,
         adapter: str | None = None,
+        decoder_prompt: Prompt | None = None,
+        source_language: str | None = None,
+        target_language: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Sequence:
         """Return a sequence, ready for a scheduler, whose tokens and failures bear ``index``.
@@ -88,11 +99,14 @@ class SequenceBuilder:
         text that doesn't fit: "refuse" it, "truncate" the prompt's beginning, or "slide", which
         forgets the oldest tokens whenever the capacity is full. The text follows the
         ``constraint``, and ends with it. ``adapter`` names one of the LoRA adapters that the bundle
-        was opened with.
+        was opened with. An encoder-decoder's prompt is its source, which is in the
+        ``source_language``; its output goes on from the ``decoder_prompt``, in the
+        ``target_language``. Languages are called what the tokenizer calls them.
 
         Raises UserError for anything that can't be run, and ConstraintError if a text can't be held
         to its constraint.
         """
+        beginning = self._beginning(decoder_prompt, source_language, target_language)
         limits = Limits(
             capacity=self._capacity,
             max_new_tokens=max_new_tokens,
@@ -100,13 +114,20 @@ class SequenceBuilder:
             eos=() if ignore_eos else self._eos,
             stop=_texts(stop),
             slides=context_overflow == "slide",
+            forced_bos=beginning[1],
+            forced_eos=self._tokens.forced_eos,
         )
-        words = self._bad_words(_texts(bad_words), bad_words_ids, limits.eos)
+        never = (*bad_words_ids, *self._tokens.bad_words)
+        words = self._bad_words(_texts(bad_words), never, limits.eos)
         parameters = SamplingParameters(**sampling, bad_words=words)
         check_overflow(context_overflow, ("refuse", "truncate", "slide"))
         self._check_limits(limits)
         self._check_speculation(speculation)
         self._check_bias(parameters)
+        source_ids = None
+        if self._sources is not None:
+            source_ids = self._sources.source(prompt, context_overflow, source_language)
+            prompt = beginning[0]
         ids = self._fitted(self._prompts.ids(prompt), limits, context_overflow)
         return Sequence(
             index,
@@ -117,7 +138,27 @@ class SequenceBuilder:
             speculation=speculation,
             matcher=None if constraint is None else self.matcher(constraint),
             adapter=self.adapter_number(adapter),
+            source_ids=source_ids,
         )
+
+    def _beginning(
+        self,
+        decoder_prompt: Prompt | None,
+        source_language: str | None,
+        target_language: str | None,
+    ) -> tuple[Prompt, int | None]:
+        """What an output goes on from and has to begin with; nothing without an encoder."""
+        if self._sources is not None:
+            return self._sources.beginning(decoder_prompt, target_language)
+        given = {
+            "decoder_prompt": decoder_prompt,
+            "source_language": source_language,
+            "target_language": target_language,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"{name} is for encoder-decoders, and this is none: leave it out.")
+        return (), None
 
     def adapter_number(self, name: str | None) -> int:
         """The engine's number of an adapter, 0 for None; raises UserError if there is none such."""

@@ -25,11 +25,12 @@ _INT8_CACHE: dict[str, str | int] = {
 
 def lower_to_group_query_attention(model: ir.Model) -> None:
     """Replace every eligible Attention node and its two TensorScatter nodes, in place."""
-    lengths = insert_lengths(model.graph)
+    lengths = None
     for node in list(model.graph):
         if node.op_type == "Attention":
             updates = _eligible_updates(node)
             if updates is not None:
+                lengths = lengths or insert_lengths(model.graph)
                 _replace(model.graph, node, *updates, lengths)
                 model.graph.opset_imports[_MICROSOFT] = 1
 

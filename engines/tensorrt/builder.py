@@ -4,6 +4,7 @@ The engine has two optimisation profiles, see engines/tensorrt/profiles.py.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,19 @@ from engines.tensorrt.callbacks import (
 from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.interruption import run_interruptibly
-from engines.tensorrt.lowering import lower
+from engines.tensorrt.lowering import lower, lower_encoder
 from engines.tensorrt.network import Network, mend, parse
 from engines.tensorrt.options import BuildOptions
-from engines.tensorrt.profiles import engine_steps, step_profile, verify_profile
+from engines.tensorrt.profiles import (
+    Steps,
+    engine_steps,
+    source_steps,
+    step_profile,
+    verify_profile,
+)
 from engines.tensorrt.quantization import verify_size
 from engines.tensorrt.summary import describe_build, write_summary
-from engines.tensorrt.verifier import verify
+from engines.tensorrt.verifier import verify, verify_encoder
 from serving.bundle import Target
 from serving.errors import UserError
 from serving.tensorrt.library import load_library
@@ -52,6 +59,11 @@ def engine_file(target: Target, rank: int | None = None) -> str:
     return f"model.{target}.engine" if rank is None else f"model.{target}.rank{rank}.engine"
 
 
+def encoder_file(target: Target) -> str:
+    """The name of a target's engine of an encoder-decoder's encoder in a bundle."""
+    return f"encoder.{target}.engine"
+
+
 def build(
     model: ir.Model,
     directory: Path,
@@ -61,6 +73,7 @@ def build(
     batch: int,
     rank: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    max_source: int | None = None,
     options: BuildOptions = DEFAULTS,
     progress: Progress = show_nothing,
 ) -> EngineFile:
@@ -68,29 +81,74 @@ def build(
 
     ``max_length`` is the KV buffers' fixed capacity, ``batch`` the most rows of a decode step and
     ``prefill_chunk`` the most tokens of a prompt in a step. ``rank`` says whose graph ``model``
-    is, of a tensor-parallel one. Graphs in float32, float16 and bfloat16 build, with symmetric Q/DQ
-    of 4 and 8 bits. Raises UserError if the library is missing, a node is refused, the network
-    isn't what the graph says or the build fails; no file is left then, nor after Ctrl-C, which
-    raises KeyboardInterrupt at once.
+    is, of a tensor-parallel one, and ``max_source`` how long the sources are that it reads. Graphs
+    in float32, float16 and bfloat16 build, with symmetric Q/DQ of 4 and 8 bits. Raises UserError if
+    the library is missing, a node is refused, the network isn't what the graph says or the build
+    fails; no file is left then, nor after Ctrl-C, which raises KeyboardInterrupt at once.
     """
     library = load_library(target)
-    lower(model, max_length)
-    log = make_log(library)
-    log.clear()
-    network = parse(model, target, library, log)
+    lower(model, max_length, max_source)
+    network, log = _parsed(model, target, library)
     add_collectives(network, model)
     mend(network, model)
     verify(network, model)
     prefill_chunk = min(prefill_chunk, max_length)
+    file = directory / engine_file(target, rank)
+    steps = engine_steps(prefill_chunk, batch)
+    portability = _write(network, model, file, target, log, steps, options, progress)
+    return EngineFile(file.name, library.__version__, portability, prefill_chunk)
+
+
+def build_encoder(
+    model: ir.Model,
+    directory: Path,
+    *,
+    target: Target,
+    max_source: int,
+    options: BuildOptions = DEFAULTS,
+    progress: Progress = show_nothing,
+) -> EngineFile:
+    """Lower an encoder-decoder's encoder in place and write its engine, see ``build``.
+
+    It takes one source of up to ``max_source`` tokens.
+    """
+    library = load_library(target)
+    lower_encoder(model)
+    network, log = _parsed(model, target, library)
+    mend(network, model)
+    verify_encoder(network, model)
+    file = directory / encoder_file(target)
+    steps = (source_steps(max_source),)
+    portability = _write(network, model, file, target, log, steps, options, progress)
+    return EngineFile(file.name, library.__version__, portability, max_source)
+
+
+def _parsed(model: ir.Model, target: Target, library: Any) -> tuple[Network, Any]:
+    """The network of a lowered graph, and the log that it writes to."""
+    log = make_log(library)
+    log.clear()
+    return parse(model, target, library, log), log
+
+
+def _write(
+    network: Network,
+    model: ir.Model,
+    file: Path,
+    target: Target,
+    log: Any,
+    kinds: Sequence[Steps],
+    options: BuildOptions,
+    progress: Progress,
+) -> Portability:
+    """Build a verified network's engine for steps of these kinds, with a summary beside it."""
     config = network.builder.create_builder_config()
-    portability = configure(config, library, target, options)
+    portability = configure(config, network.library, target, options)
     profiles = []
-    for steps in engine_steps(prefill_chunk, batch):
+    for steps in kinds:
         profile = step_profile(network, steps)
         verify_profile(network, profile, steps)
         config.add_optimization_profile(profile)
         profiles.append((steps, profile))
-    file = directory / engine_file(target, rank)
     try:
         serialize(network, config, file, target, log, progress)
         verify_size(file, model)
@@ -107,7 +165,7 @@ def build(
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    return EngineFile(file.name, library.__version__, portability, prefill_chunk)
+    return portability
 
 
 def serialize(

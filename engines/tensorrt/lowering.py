@@ -6,7 +6,7 @@ import onnx_ir.passes.common as common
 from engines.passes.causal_masks import mask_causal_attention
 from engines.passes.constant_indices import slice_constant_indices
 from engines.passes.explicit_attention import spell_out_attention
-from engines.passes.fixed_capacity import fix_capacity
+from engines.passes.fixed_capacity import fix_capacity, name_axes
 from engines.passes.integer_weight_layout import lay_out_integer_weights
 from engines.passes.scaled_queries import scale_queries
 from engines.passes.selected_cache_updates import select_integer_updates
@@ -23,14 +23,22 @@ PASSES = (
 )
 
 
-def lower(model: ir.Model, max_length: int) -> None:
-    """Lower the standard graph for TensorRT, in place; lowering it again changes nothing."""
-    fix_capacity(model, max_length)
-    lower_encoder(model)
+def lower(model: ir.Model, max_length: int, max_source: int | None = None) -> None:
+    """Lower the standard graph for TensorRT, in place; lowering it again changes nothing.
+
+    A decoder that reads a source reads ``max_source`` tokens of it at most.
+    """
+    fix_capacity(model, max_length, max_source)
+    _apply(model)
 
 
 def lower_encoder(model: ir.Model) -> None:
     """The same for a graph without a cache: its attention has masks as it is."""
+    name_axes(model)
+    _apply(model)
+
+
+def _apply(model: ir.Model) -> None:
     for lowering in PASSES:
         lowering(model)
     common.CommonSubexpressionEliminationPass()(model)

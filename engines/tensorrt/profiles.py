@@ -10,7 +10,14 @@ from typing import Any
 
 from engines.tensorrt.network import Network
 from engines.tensorrt.tensors import VerificationError
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS, is_hidden
+from serving.contract import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS_POSITIONS,
+    PAST_LENGTHS,
+    SOURCE_LENGTHS,
+    is_hidden,
+)
 
 Shape = tuple[int, ...]
 
@@ -35,20 +42,26 @@ def engine_steps(prefill_chunk: int, batch: int) -> tuple[Steps, Steps]:
     return Steps("prefill", 1, prefill_chunk, 1), Steps("decode", batch, 1, max(batch, 2))
 
 
+def source_steps(max_source: int) -> Steps:
+    """What an encoder's profile is for: one source at a time."""
+    return Steps("encoder", 1, max_source, 1)
+
+
 def step_profile(network: Network, steps: Steps) -> Any:
     """The optimisation profile of these steps."""
     rows, tokens, room = steps.rows, steps.tokens, steps.room
     profile = network.builder.create_optimization_profile()
     for index in range(network.definition.num_inputs):
         tensor = network.definition.get_input(index)
-        if tensor.name == INPUT_IDS or is_hidden(tensor.name):
+        if tensor.name in (INPUT_IDS, ATTENTION_MASK) or is_hidden(tensor.name):
             rest = tuple(tensor.shape)[2:]
             smallest, usual, largest = (1, 1, *rest), (rows, tokens, *rest), (room, tokens, *rest)
         elif tensor.name == LOGITS_POSITIONS:
             # A prompt's last position alone; all of them only when a text is scored.
             smallest, usual, largest = (1, 1), (rows, 1), (room, tokens)
         else:
-            rest = () if tensor.name == PAST_LENGTHS else tuple(tensor.shape)[1:]
+            lengths = (PAST_LENGTHS, SOURCE_LENGTHS)
+            rest = () if tensor.name in lengths else tuple(tensor.shape)[1:]
             smallest, usual, largest = (1, *rest), (rows, *rest), (room, *rest)
         profile.set_shape(tensor.name, smallest, usual, largest)
     return profile

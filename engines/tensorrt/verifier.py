@@ -20,18 +20,21 @@ from engines.tensorrt.precision import verify_precision
 from engines.tensorrt.quantization import verify_quantization
 from engines.tensorrt.tensors import TYPES, VerificationError, ancestors, origins
 from serving.contract import (
+    ATTENTION_MASK,
     INPUT_IDS,
     LOGITS_POSITIONS,
     PARTS,
     PAST_LENGTHS,
+    SOURCE_LENGTHS,
     cached_layers,
+    is_cross,
     is_hidden,
     past_name,
     present_name,
 )
-from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
+from serving.encoders.contract import TOKEN_TYPE_IDS
 
-_ENCODER_INPUTS = {INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, LOGITS_POSITIONS}
+_ENCODER_INPUTS = {INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, LOGITS_POSITIONS, SOURCE_LENGTHS}
 # 64-bit inputs are what the contract has; a scatter along an axis may be computed in another way.
 # A function's nodes have one name wherever it is called.
 _HARMLESS_WARNINGS = (
@@ -41,38 +44,42 @@ _HARMLESS_WARNINGS = (
 )
 
 
+# What masks follow from: the past, or an encoder-decoder's source.
+_LENGTHS = frozenset({PAST_LENGTHS, SOURCE_LENGTHS, ATTENTION_MASK})
+
+
 def verify(network: Network, model: ir.Model) -> None:
     """Compare a mended network with its lowered graph. Raises VerificationError."""
     producers = _producers(network)
-    _verify_warnings(network)
-    _verify_interface(network, model)
-    _verify_inputs_are_used(network, producers)
-    _verify_types(network, model)
-    _verify_attention(network, model, producers, PAST_LENGTHS)
+    _verify_computation(network, model, producers)
     _verify_caches(network, producers)
-    verify_precision(network, model, producers)
-    verify_quantization(network, model, producers)
-    verify_collectives(network, model, producers)
 
 
 def verify_encoder(network: Network, model: ir.Model) -> None:
-    """The same for a graph without a cache. Raises VerificationError."""
-    producers = _producers(network)
-    _verify_warnings(network)
-    _verify_interface(network, model)
-    _verify_inputs_are_used(network, producers)
-    _verify_types(network, model)
-    _verify_attention(network, model, producers, ATTENTION_MASK)
-    verify_precision(network, model, producers)
-    verify_quantization(network, model, producers)
+    """Compare the network of an encoder, which has no cache; see ``verify``."""
+    _verify_computation(network, model, _producers(network))
     if extra := sorted(set(_inputs(network)) - _ENCODER_INPUTS):
         raise VerificationError(f"the input {extra[0]!r} is none of the contract's")
 
 
 def _producers(network: Network) -> dict[str, Any]:
-    """The layer that gives each tensor."""
-    layers = map(network.definition.get_layer, range(network.definition.num_layers))
-    return {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    """The layer that makes each tensor, by the tensor's name."""
+    return {
+        layer.get_output(i).name: layer
+        for layer in (network.definition.get_layer(i) for i in range(network.definition.num_layers))
+        for i in range(layer.num_outputs)
+    }
+
+
+def _verify_computation(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
+    _verify_warnings(network)
+    _verify_interface(network, model)
+    _verify_inputs_are_used(network, producers)
+    _verify_types(network, model)
+    _verify_attention(network, model, producers)
+    verify_precision(network, model, producers)
+    verify_quantization(network, model, producers)
+    verify_collectives(network, model, producers)
 
 
 def _verify_warnings(network: Network) -> None:
@@ -121,15 +128,11 @@ def _verify_types(network: Network, model: ir.Model) -> None:
             )
 
 
-def _verify_attention(
-    network: Network, model: ir.Model, producers: dict[str, Any], seen_by: str
-) -> None:
-    """Every Attention node has its layer, with the operands and the mask that it asks for.
-
-    Masks follow from the input ``seen_by``.
-    """
+def _verify_attention(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
+    """Every Attention node has its layer, with the operands and the mask that it asks for."""
     attentions = network.attentions()
     kinds = network.library.CausalMaskKind
+    lengths = _LENGTHS & set(_inputs(network))
     nodes = {name_of(node.outputs[0]): node for node in attention_nodes(model)}
     if extra := sorted(set(nodes) ^ set(attentions)):
         raise VerificationError(f"attention {extra[0]!r} is not in both")
@@ -143,21 +146,27 @@ def _verify_attention(
                 raise VerificationError(f"{where} has the {role} {got!r}, not {asked!r}")
         if attention.causal_kind != kinds.NONE or attention.key_value_lengths is not None:
             raise VerificationError(f"{where} has a causal kind or KV lengths beside its mask")
-        _verify_mask(where, attention.mask, node.inputs[3], producers, seen_by)
+        _verify_mask(where, attention.mask, node.inputs[3], producers, lengths)
         if attention.decomposable != lacks_kernel(node):
             raise VerificationError(f"{where} has decomposable = {attention.decomposable}")
 
 
 def _verify_mask(
-    where: str, tensor: Any, value: ir.Value | None, producers: dict[str, Any], seen_by: str
+    where: str,
+    tensor: Any,
+    value: ir.Value | None,
+    producers: dict[str, Any],
+    lengths: frozenset[str],
 ) -> None:
-    """There is a mask, it is the graph's, and it follows from the input ``seen_by``."""
+    """There is a mask, it is the graph's, and it follows from one of the ``lengths``."""
     if tensor is None or value is None:
         raise VerificationError(f"{where} has no mask")
     if name_of(value) not in origins(tensor, producers):
         raise VerificationError(f"{where} has mask {tensor.name!r}, not {name_of(value)!r}")
-    if seen_by not in ancestors([tensor.name], producers):
-        raise VerificationError(f"the mask of {where} doesn't depend on {seen_by}")
+    if not lengths & set(ancestors([tensor.name], producers)):
+        raise VerificationError(
+            f"the mask of {where} doesn't depend on {' or '.join(sorted(lengths))}"
+        )
 
 
 def _verify_caches(network: Network, producers: dict[str, Any]) -> None:
@@ -168,8 +177,8 @@ def _verify_caches(network: Network, producers: dict[str, Any]) -> None:
     inputs, outputs = _inputs(network), _outputs(network)
     layers = cached_layers(inputs)
     pairs = {past_name(i, part): present_name(i, part) for i in layers for part in PARTS}
-    others = {name for name in inputs if name not in pairs and not is_hidden(name)}
-    if unknown := sorted(others - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS}):
+    others = {n for n in inputs if n not in pairs and not is_hidden(n) and not is_cross(n)}
+    if unknown := sorted(others - {INPUT_IDS, PAST_LENGTHS, LOGITS_POSITIONS, SOURCE_LENGTHS}):
         raise VerificationError(f"the input {unknown[0]!r} is none of the contract's")
     selected = {name for name in pairs if inputs[name].dtype == network.library.DataType.INT8}
     in_place = pairs.keys() - selected

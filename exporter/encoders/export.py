@@ -15,7 +15,7 @@ from engines.quantization.recipe import Recipe
 from engines.standard import optimize
 from engines.tensorrt.options import BuildOptions
 from exporter.attention import UntraceableError
-from exporter.checkpoint import Checkpoint, find_checkpoint, refuse_non_finite
+from exporter.checkpoint import Checkpoint, find_checkpoint, refuse_non_finite, release_weights
 from exporter.encoders.building import (
     EncoderSubject,
     build_encoder_engines,
@@ -30,7 +30,7 @@ from exporter.encoders.report import EncoderReport
 from exporter.encoders.structure import check_encoder_graph
 from exporter.encoders.texts import EncoderTexts, encoder_texts
 from exporter.encoders.tracing import trace_encoder
-from exporter.export import TOOLS, Clock, Stages, release_weights
+from exporter.export import TOOLS, Clock, Stages
 from exporter.float16_range import keep_in_range
 from exporter.plan import DTYPES, megabytes, refusal
 from exporter.structure import GraphError, WeightAccount, account_weights

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 _NAME = "position_ids"
+_PAST = "past_key_values_length"
 
 
 def takes_positions(module: nn.Module) -> bool:
@@ -37,17 +38,22 @@ def position_offset(model: nn.Module) -> int:
 def told_positions(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
     """Give ``positions``, int64 [batch, sequence], to every module that takes some.
 
-    Does nothing for a model that takes them itself and hands them on.
+    One that counts on from a past length gets each row's. Does nothing for a model that takes
+    positions itself and hands them on.
     """
     with ExitStack() as hooks:
         if not takes_positions(model):
             for module in model.modules():
                 if takes_positions(module):
-                    telling = _telling(module, positions)
+                    telling = _telling(module, _NAME, positions)
                     before = module.register_forward_pre_hook(telling, with_kwargs=True)
                     after = module.register_forward_hook(_without_extra_axis)
                     hooks.callback(before.remove)
                     hooks.callback(after.remove)
+                elif _PAST in inspect.signature(module.forward).parameters:
+                    telling = _telling(module, _PAST, RowLengths(positions[:, :1]))
+                    hook = module.register_forward_pre_hook(telling, with_kwargs=True)
+                    hooks.callback(hook.remove)
         yield
 
 
@@ -58,13 +64,35 @@ def _without_extra_axis(_: nn.Module, __: Any, embedded: Any) -> Any:
     return embedded
 
 
-def _telling(module: nn.Module, positions: torch.Tensor) -> Any:
+class RowLengths:
+    """Past lengths int64 [batch, 1] that may be added: to positions row by row, to sizes as 0.
+
+    Modules compare sizes with those of their tables, which are checked elsewhere.
+    """
+
+    def __init__(self, lengths: torch.Tensor) -> None:
+        self.lengths = lengths
+
+    def __radd__(self, size: int | torch.SymInt) -> int | torch.SymInt:
+        return size
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Adds them to a tensor of positions."""
+        if func in (torch.Tensor.add, torch.Tensor.__add__):
+            return args[0] + args[1].lengths
+        return NotImplemented
+
+
+def _telling(module: nn.Module, name: str, positions: "torch.Tensor | RowLengths") -> Any:
     names = list(inspect.signature(module.forward).parameters)
 
     def tell(
         _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = dict(zip(names, arguments, strict=False))
-        return (), given | keywords | {_NAME: positions}
+        return (), given | keywords | {name: positions}
 
     return tell

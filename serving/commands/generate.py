@@ -48,12 +48,24 @@ def beam_options(command: Command) -> Command:
     return add_options(command, options)
 
 
+def source_options(command: Command) -> Command:
+    """Add the options of encoder-decoders, most of them parameters of Model.generate."""
+    options = (
+        click.option("--decoder-prompt", help="What an encoder-decoder's output goes on from."),
+        click.option("--source-language", help="An encoder-decoder's prompt is in this language."),
+        click.option("--target-language", help="An encoder-decoder is to answer in this language."),
+        click.option("--source-capacity", type=int, help="Most tokens that an encoder reads."),
+    )
+    return add_options(command, options)
+
+
 @click.command()
 @bundle_argument
 @click.argument("prompt", required=False)
 @model_options
 @constraint_options
 @beam_options
+@source_options
 @click.option("--logprobs", type=int, help="Report so many likeliest tokens (with --json).")
 @json_option
 def generate(
@@ -61,6 +73,7 @@ def generate(
     prompt: str | None,
     opening: LoadOptions,
     num_return_sequences: int | None,
+    source_capacity: int | None,
     as_json: bool,
     **options: Unpack["GenerateOptions"],
 ) -> None:
@@ -69,7 +82,8 @@ def generate(
 
     if prompt is None:
         prompt = sys.stdin.read().removesuffix("\n")
-    with load(bundle, slots=max(1, options["num_beams"]), **opening) as model:
+    slots = max(1, options["num_beams"])
+    with load(bundle, slots=slots, source_capacity=source_capacity, **opening) as model:
         if options["num_beams"] == 1 and num_return_sequences is None:
             _stream(model, prompt, as_json, options)
         else:

@@ -48,6 +48,9 @@ def _rows(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     yield "maximum length", f"{graph.max_length:,} tokens"
     yield "embeddings", f"{graph.hidden_size:,} numbers" if graph.hidden_size else "none"
     yield "KV cache", f"{_size(graph.kv_bytes_per_token)} a token"
+    if graph.source is not None:
+        yield "sources", f"up to {graph.source.max_length:,} tokens"
+        yield "source buffers", f"{_size(graph.source_bytes_per_token)} a token"
     if graph.lora:
         modules = [module.name.rpartition(".")[2] for t in graph.lora for module in t.modules]
         yield "LoRA adapters", f"{len(modules)} layers: {', '.join(dict.fromkeys(modules))}"

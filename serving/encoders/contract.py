@@ -20,7 +20,7 @@ At padding, outputs have no meaning. Each row has one token at least. T is float
 
 from typing import Literal
 
-from serving.contract import EMBEDDINGS, INPUT_IDS, LOGITS, LOGITS_POSITIONS
+from serving.contract import ATTENTION_MASK, EMBEDDINGS, INPUT_IDS, LOGITS, LOGITS_POSITIONS
 
 ENCODER_CONTRACT_VERSION = 1
 
@@ -29,7 +29,6 @@ Task = Literal[
 ]
 Pooling = Literal["mean", "cls", "last", "max"]
 
-ATTENTION_MASK = "attention_mask"
 TOKEN_TYPE_IDS = "token_type_ids"
 LAST_HIDDEN_STATE = "last_hidden_state"
 START_LOGITS = "start_logits"

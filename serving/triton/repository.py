@@ -11,6 +11,7 @@ from pathlib import Path
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UserError
 from serving.loading import choose_engine
+from serving.source_limits import NOT_SERVED
 from serving.triton.config import ModelConfig
 from serving.triton.roles import ENGINE, SINGLE, STEPS, Role, ensemble_steps
 from serving.triton.settings import Settings
@@ -51,6 +52,8 @@ def write_version(deployment: Deployment, repository: Path) -> Path:
     _check_name(deployment.name)
     settings = deployment.settings
     bundle = open_bundle(deployment.bundle, settings.verify, settings.key_file)
+    if bundle.manifest.graph.source is not None:
+        raise UserError(NOT_SERVED)
     if deployment.is_ensemble:
         _check_ensemble(deployment, bundle)
     _check_form(deployment, repository)

@@ -5,6 +5,7 @@ from multiprocessing.connection import Connection
 
 from serving.errors import UserError
 from serving.loading import load
+from serving.source_limits import NOT_SERVED
 from serving.worker.loop import EngineLoop
 from serving.worker.messages import NotOpened, Opened, WorkerOptions
 
@@ -17,6 +18,10 @@ def work(options: WorkerOptions, server: Connection) -> None:
         model = load(options.bundle, **options.loading)
     except UserError as error:
         server.send(NotOpened(str(error)))
+        return
+    if model.is_encoder_decoder:
+        model.close()
+        server.send(NotOpened(NOT_SERVED))
         return
     with model:
         scheduler = model.scheduler(

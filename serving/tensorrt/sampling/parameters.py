@@ -36,6 +36,7 @@ def runs_on_device(
         and parameters.logprobs is None
         and not parameters.logit_bias
         and parameters.bad_words is None
+        and parameters.no_repeat_ngram_size == 0
         and min_new_tokens == 0
         and not is_constrained
     )
