@@ -16,8 +16,8 @@ from engines import onnxruntime as onnxruntime_target
 from engines.linears import Linear, find_linears
 from engines.passes.lora_inputs import without_adapter
 from engines.passes.sizes import known_type, static_size
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
-from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
+from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.encoders.contract import TOKEN_TYPE_IDS
 from serving.engine import IntArray
 from serving.onnxruntime import open_session
 

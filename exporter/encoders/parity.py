@@ -16,14 +16,8 @@ from transformers import PreTrainedModel
 from exporter.encoders.tasks import SentenceSettings
 from exporter.encoders.tracing import run_model
 from exporter.parity import MAX_ERROR, MEAN_ERROR
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS
-from serving.encoders.contract import (
-    ATTENTION_MASK,
-    TOKEN_TYPE_IDS,
-    Task,
-    is_per_token,
-    output_names,
-)
+from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS
+from serving.encoders.contract import TOKEN_TYPE_IDS, Task, is_per_token, output_names
 from serving.encoders.engine import EncoderEngine
 
 Floats = npt.NDArray[np.float32]

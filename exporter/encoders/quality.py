@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from exporter.calibration_windows import Tokens
 from exporter.encoders.parity import Floats, Inputs
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS
-from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS, Task
+from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS
+from serving.encoders.contract import TOKEN_TYPE_IDS, Task
 
 LOWEST_COSINE = 0.98
 """Of embeddings, on average; those of unrelated sentences have about 0 to 0.3."""

@@ -19,14 +19,8 @@ from exporter.simplify import simplify
 from exporter.tracing import OPSET, implementations, last_cause, only_positions
 from exporter.traits.complex_rotation import RealPairs
 from exporter.traits.experts import register_experts
-from serving.contract import INPUT_IDS, LOGITS_POSITIONS
-from serving.encoders.contract import (
-    ATTENTION_MASK,
-    TOKEN_TYPE_IDS,
-    Task,
-    input_names,
-    output_names,
-)
+from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS
+from serving.encoders.contract import TOKEN_TYPE_IDS, Task, input_names, output_names
 
 _DEPENDING_ON_DATA = ("aten.nonzero", "aten._local_scalar_dense", "data-dependent")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.contract import INPUT_IDS
-from serving.encoders.contract import ATTENTION_MASK, TOKEN_TYPE_IDS
+from serving.contract import ATTENTION_MASK, INPUT_IDS
+from serving.encoders.contract import TOKEN_TYPE_IDS
 from serving.engine import IntArray
 
 
