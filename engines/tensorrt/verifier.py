@@ -51,15 +51,18 @@ _LENGTHS = frozenset({PAST_LENGTHS, SOURCE_LENGTHS, ATTENTION_MASK})
 def verify(network: Network, model: ir.Model) -> None:
     """Compare a mended network with its lowered graph. Raises VerificationError."""
     producers = _producers(network)
-    _verify_computation(network, model, producers)
+    _verify_structure(network, model, producers)
     _verify_caches(network, producers)
+    _verify_numbers(network, model, producers)
 
 
 def verify_encoder(network: Network, model: ir.Model) -> None:
     """Compare the network of an encoder, which has no cache; see ``verify``."""
-    _verify_computation(network, model, _producers(network))
+    producers = _producers(network)
+    _verify_structure(network, model, producers)
     if extra := sorted(set(_inputs(network)) - _ENCODER_INPUTS):
         raise VerificationError(f"the input {extra[0]!r} is none of the contract's")
+    _verify_numbers(network, model, producers)
 
 
 def _producers(network: Network) -> dict[str, Any]:
@@ -71,12 +74,15 @@ def _producers(network: Network) -> dict[str, Any]:
     }
 
 
-def _verify_computation(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
+def _verify_structure(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
     _verify_warnings(network)
     _verify_interface(network, model)
     _verify_inputs_are_used(network, producers)
     _verify_types(network, model)
     _verify_attention(network, model, producers)
+
+
+def _verify_numbers(network: Network, model: ir.Model, producers: dict[str, Any]) -> None:
     verify_precision(network, model, producers)
     verify_quantization(network, model, producers)
     verify_collectives(network, model, producers)
