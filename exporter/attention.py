@@ -151,6 +151,8 @@ def biased(
         attention_mask = explicit_mask(
             causal_mask_function, key.shape[0], query.shape[2], key.shape[2]
         )
+    if attention_mask.is_floating_point():
+        return bias + attention_mask
     return torch.where(attention_mask, bias, torch.finfo(query.dtype).min).to(query.dtype)
 
 

@@ -63,6 +63,8 @@ class KVCache:
     buffers don't fit into memory.
     """
 
+    source: "SourceCache | None" = None
+
     def __init__(
         self,
         layers: Sequence[LayerInfo],
