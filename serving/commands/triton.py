@@ -46,6 +46,12 @@ def _check(context: click.Context, _: click.Parameter, repository: Path | None) 
 @click.option("--name", help="The model's name (default: the bundle's directory's).")
 @click.option("--copy", "copies", is_flag=True, help="Copy the bundle instead of linking it.")
 @click.option(
+    "--ensemble",
+    "is_ensemble",
+    is_flag=True,
+    help="Write an ensemble: the model in three, which tokenize, generate, and make texts.",
+)
+@click.option(
     "--instances",
     type=click.IntRange(1),
     default=1,
@@ -74,6 +80,7 @@ def triton(
     repository: Path,
     name: str | None,
     copies: bool,
+    is_ensemble: bool,
     instances: int,
     versions: int,
     adapters: dict[str, Path],
@@ -92,6 +99,7 @@ def triton(
         versions,
         adapters,
         copies,
+        is_ensemble,
     )
     written = write_version(deployment, repository)
     click.echo(f"{deployment.name}: version {written.name} in {repository}")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.decoding import Token
+from serving.engine import IntArray
+from serving.prompts import Prompt, PromptEncoder
 from serving.result import Generation
 from serving.triton.requests import Array, TritonRequest
 
@@ -38,7 +40,7 @@ class Answer:
         part, self._unsent = self._unsent, self._part("")
         outputs = self._outputs([part], [self._cum_log_prob])
         if token.finish_reason is not None:
-            outputs["finish_reason"] = _strings([token.finish_reason])
+            outputs["finish_reason"] = strings([token.finish_reason])
         return outputs
 
     def beams(self, found: Sequence[Generation]) -> dict[str, Array]:
@@ -52,8 +54,11 @@ class Answer:
         penalty = beams.length_penalty if beams else 1.0
         totals = [(beam.score or 0.0) * len(beam.token_ids) ** penalty for beam in found]
         outputs = self._outputs(found, totals)
-        outputs["finish_reason"] = _strings([beam.finish_reason for beam in found])
+        outputs["finish_reason"] = strings([beam.finish_reason for beam in found])
         return outputs
+
+    def _texts(self, sequences: Sequence[Generation]) -> dict[str, Array]:
+        return {"text_output": strings([sequence.text for sequence in sequences])}
 
     def _part(self, text: str) -> Generation:
         return Generation(text=text, logprobs=[] if self._request.returns_log_probs else None)
@@ -62,10 +67,7 @@ class Answer:
         self, sequences: Sequence[Generation], cum_log_probs: Sequence[float]
     ) -> dict[str, Array]:
         ids = [sequence.token_ids for sequence in sequences]
-        outputs = {
-            "text_output": _strings([sequence.text for sequence in sequences]),
-            "output_ids": _rows(ids, np.int32),
-        }
+        outputs = self._texts(sequences) | {"output_ids": _rows(ids, np.int32)}
         if self._request.returns_log_probs:
             outputs["cum_log_probs"] = np.array([cum_log_probs], np.float32)
             if all(sequence.logprobs for sequence in sequences):
@@ -78,7 +80,15 @@ class Answer:
         return outputs
 
 
-def _strings(texts: Sequence[str]) -> Array:
+def echo(prompts: PromptEncoder, prompt: Prompt, prompt_ids: IntArray) -> str:
+    """The text of a prompt, for an answer to begin with."""
+    if isinstance(prompt, str):
+        return prompt
+    tokenizer = prompts.require_tokenizer()
+    return tokenizer.decode(prompt_ids.tolist(), skip_special_tokens=False)
+
+
+def strings(texts: Sequence[str]) -> Array:
     """A string tensor [1, n]."""
     return np.array([[text.encode() for text in texts]], np.object_)
 

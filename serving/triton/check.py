@@ -8,9 +8,10 @@ from typing import Any
 from serving.bundle import open_bundle
 from serving.errors import UserError
 from serving.loading import choose_engine
-from serving.triton.repository import CONFIG, MODEL_PY, version_numbers
+from serving.triton.repository import CONFIG, version_numbers
+from serving.triton.roles import ROLES, Role
 from serving.triton.settings import Settings
-from serving.triton.tensors import INPUTS, OUTPUTS, TensorSpec
+from serving.triton.tensors import TensorSpec
 
 
 def check_repository(repository: Path) -> Iterator[tuple[str, list[str]]]:
@@ -92,24 +93,32 @@ def _version_problems(version: Path, config: Any) -> Iterator[str]:
     source = version / "model.py"
     if not source.is_file():
         yield f"Version {version.name} has no model.py."
-    elif source.read_text("utf-8") == MODEL_PY:  # others' models are their own affair
-        yield from _tensor_problems(config)
-        try:
-            _check_bundle(version, config)
-        except UserError as error:
-            yield f"Version {version.name}: {error}"
+        return
+    text = source.read_text("utf-8")
+    for role in ROLES:  # others' models are their own affair
+        if text == role.model_py:
+            yield from _tensor_problems(config, role)
+            try:
+                _check_bundle(version, config, role)
+            except UserError as error:
+                yield f"Version {version.name}: {error}"
 
 
-def _tensor_problems(config: Any) -> Iterator[str]:
+def _tensor_problems(config: Any, role: Role) -> Iterator[str]:
     """What our model wants of the configuration and doesn't find."""
-    if not config.model_transaction_policy.decoupled or config.max_batch_size != 1:
-        yield f"{CONFIG} must have max_batch_size: 1 and a decoupled model_transaction_policy."
-    for kind, wanted, given in (
-        ("input", INPUTS, config.input),
-        ("output", OUTPUTS, config.output),
+    decoupled = config.model_transaction_policy.decoupled
+    if decoupled != role.decoupled or config.max_batch_size != 1:
+        wanted = str(role.decoupled).lower()
+        yield (
+            f"{CONFIG} must have max_batch_size: 1 and model_transaction_policy {{ decoupled: "
+            f"{wanted} }}."
+        )
+    for kind, specs, given in (
+        ("input", role.inputs, config.input),
+        ("output", role.outputs, config.output),
     ):
         declared = {tensor.name: tensor for tensor in given}
-        for spec in wanted:
+        for spec in specs:
             if not _agrees(spec, declared.get(spec.name)):
                 yield (
                     f"{CONFIG} doesn't declare the {kind} {spec.name!r} as {spec.data_type} "
@@ -124,13 +133,14 @@ def _agrees(spec: TensorSpec, declared: Any) -> bool:
     return (types[declared.data_type].name, tuple(declared.dims)) == (spec.data_type, spec.dims)
 
 
-def _check_bundle(version: Path, config: Any) -> None:
+def _check_bundle(version: Path, config: Any, role: Role) -> None:
     """Raise UserError if our model couldn't open a version's bundle or adapters."""
     from serving.peft_adapter import read_adapter
 
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     settings = Settings.from_parameters(parameters)
-    bundle = open_bundle(version / "bundle", settings.verify, settings.key_file)
+    verify = settings.verify and role.has_engine  # the bundle is the same for all of an ensemble
+    bundle = open_bundle(version / "bundle", verify, settings.key_file)
     choose_engine(bundle, settings.target)
     adapters = version / "adapters"
     for adapter in adapters.iterdir() if adapters.is_dir() else ():

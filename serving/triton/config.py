@@ -12,16 +12,32 @@ TEMPLATE = Path(__file__).with_name("config.pbtxt.jinja")
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A model in an ensemble, and which of the ensemble's tensors its inputs and outputs are."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model of the Python backend: its ``instances``, and how many ``versions`` are served."""
+    """A model of the Python backend, or an ensemble, which has ``steps`` in place of instances.
+
+    ``instances_remark`` says what an instance is. ``decoupled`` models send none, one or several
+    responses to a request. Of its versions the newest so many are served.
+    """
 
     name: str
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     instances: int = 1
+    instances_remark: str = ""
     kind: Literal["KIND_CPU", "KIND_MODEL"] = "KIND_CPU"
     versions: int = 1
     parameters: Mapping[str, str] = field(default_factory=dict)
+    decoupled: bool = True
+    steps: Sequence[Step] = ()
 
     def render(self) -> str:
         """The model's configuration in protobuf's text format."""

@@ -14,7 +14,7 @@ from serving.engine import IntArray
 from serving.errors import UserError
 from serving.generation import Model
 from serving.scheduler import Outcome
-from serving.triton.answers import Answer
+from serving.triton.answers import Answer, echo
 from serving.triton.engine_thread import EngineThread
 from serving.triton.record import Record
 from serving.triton.requests import Array, TritonRequest, read_request
@@ -48,6 +48,20 @@ class Responder(Protocol):
         ...
 
 
+class MakeAnswer(Protocol):
+    """Makes the answer to a request, of which nothing was generated yet."""
+
+    def __call__(self, model: Model, request: TritonRequest, prompt_ids: IntArray, /) -> Answer:
+        """Return it; raises UserError for what is wrong with the request."""
+        ...
+
+
+def text_answer(model: Model, request: TritonRequest, prompt_ids: IntArray) -> Answer:
+    """The answer of a model that makes texts itself."""
+    prefix = echo(model.prompts, request.prompt, prompt_ids) if request.echoes else ""
+    return Answer(request, len(prompt_ids), prefix, has_texts=model.tokenizer is not None)
+
+
 @dataclass(slots=True)
 class _Running:
     responder: Responder
@@ -58,9 +72,10 @@ class _Running:
 class InFlight(Closing):
     """The requests that a model works on; ``ended`` is told of each that has ended.
 
-    ``scheduling`` are parameters of Model.scheduler. If the engine fails, all requests end with an
-    error and the model is opened again: Triton doesn't replace a process that is lost. Closing ends
-    what runs with an error, too. Raises UserError if the model can't be opened.
+    ``scheduling`` are parameters of Model.scheduler; ``answer`` makes the requests' answers. If the
+    engine fails, all requests end with an error and the model is opened again: Triton doesn't
+    replace a process that is lost. Closing ends what runs with an error, too. Raises UserError if
+    the model can't be opened.
     """
 
     def __init__(
@@ -68,10 +83,12 @@ class InFlight(Closing):
         open_model: Callable[[], Model],
         ended: Callable[[Record], None],
         scheduling: Mapping[str, Any],
+        answer: MakeAnswer = text_answer,
     ) -> None:
         self._open_model = open_model
         self._ended = ended
         self._scheduling = scheduling
+        self._answer = answer
         self._indices = count()
         self._running: dict[int, _Running] = {}
         self._lock = threading.Lock()  # whoever takes a request out of _running may end it
@@ -97,7 +114,7 @@ class InFlight(Closing):
                 raise UserError("The engine is being started again: try again in some seconds.")
             request = read_request(tensors)
             prompt_ids = engine.model.prompts.ids(request.prompt)
-            answer = _answer(engine.model, request, prompt_ids)
+            answer = self._answer(engine.model, request, prompt_ids)
         except UserError as error:
             self._fail(responder, record, str(error))
             return
@@ -190,14 +207,3 @@ class InFlight(Closing):
         responder.fail(reason)
         record.ending = "failed"
         self._ended(record)
-
-
-def _answer(model: Model, request: TritonRequest, prompt_ids: IntArray) -> Answer:
-    """The request's answer, which may begin with the prompt's text."""
-    prefix = ""
-    if request.echoes and isinstance(request.prompt, str):
-        prefix = request.prompt
-    elif request.echoes:
-        tokenizer = model.prompts.require_tokenizer()
-        prefix = tokenizer.decode(prompt_ids.tolist(), skip_special_tokens=False)
-    return Answer(request, len(prompt_ids), prefix, has_texts=model.tokenizer is not None)

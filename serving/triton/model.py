@@ -14,8 +14,11 @@ from serving.errors import UserError
 # What takes long to import is imported where a model is opened: Triton also starts a process that
 # only asks what this file can do.
 if TYPE_CHECKING:
+    from serving.engine import IntArray
     from serving.generation import Model
-    from serving.triton.requests import Array
+    from serving.triton.answers import Answer
+    from serving.triton.in_flight import Responder
+    from serving.triton.requests import Array, TritonRequest
     from serving.triton.settings import Settings
 
 # How often it is looked whether clients have gone away, and how often metrics are reported.
@@ -39,10 +42,12 @@ class TritonPythonModel:
             "instance": args["model_instance_name"],
         }
         try:
-            settings = _settings(config)
+            settings = read_settings(config)
             self._metrics = Metrics(pb_utils, labels, settings.slots)
             open_model = partial(_open, version, settings, _instances(config))
-            self._in_flight = InFlight(open_model, self._metrics.record, settings.scheduling)
+            self._in_flight = InFlight(
+                open_model, self._metrics.record, settings.scheduling, self._answer
+            )
         except UserError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._is_closed = threading.Event()
@@ -52,9 +57,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Begin requests; the responses come from the thread that hands on what is generated."""
         for request in requests:
-            responder = _Responder(request)
+            responder = self._responder(request)
             timeout = request.timeout()  # microseconds, 0 for none
-            self._in_flight.begin(_tensors(request), responder, timeout / 1e6 if timeout else None)
+            seconds = timeout / 1e6 if timeout else None
+            self._in_flight.begin(input_tensors(request), responder, seconds)
 
     def finalize(self) -> None:
         """Free everything; requests that still run end with an error."""
@@ -62,6 +68,16 @@ class TritonPythonModel:
         self._watcher.join()
         self._in_flight.close()
         self._metrics.close()
+
+    def _responder(self, request: Any) -> "Responder":
+        """The way to a request's client."""
+        return TritonResponder(request)
+
+    def _answer(self, model: "Model", request: "TritonRequest", prompt_ids: "IntArray") -> "Answer":
+        """The answer to a request, see MakeAnswer."""
+        from serving.triton.in_flight import text_answer
+
+        return text_answer(model, request, prompt_ids)
 
     def _watch(self) -> None:
         """Look after clients that went away, and report metrics."""
@@ -74,14 +90,13 @@ class TritonPythonModel:
                 looks = 0
 
 
-class _Responder:
+class TritonResponder:
     """The way to a request's client, through Triton."""
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
         self._names = frozenset(request.requested_output_names())
-        # An error in a gRPC stream of several requests tells its own in no other way.
-        self._prefix = f"[request id: {request.request_id()}] " if request.request_id() else ""
+        self._request_id = request.request_id()
         self._has_ended = False
         self._ending = threading.Lock()
 
@@ -94,24 +109,22 @@ class _Responder:
 
     def fail(self, reason: str) -> None:
         """End with an error of this request alone."""
-        self._end(reason, pb_utils.TritonError.INVALID_ARG)
+        self._send(error_response(self._request_id, reason), last=True)
 
     def confirm_cancelled(self) -> None:
         """End as cancelled."""
-        self._end("The request was cancelled.", pb_utils.TritonError.CANCELLED)
+        reason = "The request was cancelled."
+        self._send(error_response(self._request_id, reason, was_cancelled=True), last=True)
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away or cancelled; asks Triton's process."""
         with self._ending:
             return not self._has_ended and bool(self._sender.is_cancelled())
 
-    def _end(self, reason: str, code: Any) -> None:
-        error = pb_utils.TritonError(self._prefix + reason, code)
-        self._send(pb_utils.InferenceResponse(error=error), last=True)
-
     def _send(self, response: Any, *, last: bool) -> None:
         # Another thread may have ended the request. Sending after the end is an error, and asking
-        # then whether it is cancelled crashes Triton (seen with 24.10).
+        # then whether it is cancelled crashes Triton (seen with 24.10). So do two responses at the
+        # same time, in an ensemble.
         with self._ending:
             if self._has_ended:
                 return
@@ -120,7 +133,8 @@ class _Responder:
             self._sender.send(response, flags=flags)
 
 
-def _settings(config: Mapping[str, Any]) -> "Settings":
+def read_settings(config: Mapping[str, Any]) -> "Settings":
+    """The parameters in a model's config; raises UserError for those that can't be used."""
     from serving.triton.settings import Settings
 
     parameters = config.get("parameters", {})
@@ -153,5 +167,15 @@ def _warm_up(model: "Model") -> None:
     model.generate([model.tokens.bos or 0], max_new_tokens=2, ignore_eos=True)
 
 
-def _tensors(request: Any) -> dict[str, "Array"]:
+def error_response(request_id: str, reason: str, *, was_cancelled: bool = False) -> Any:
+    """A response that is an error of its request alone."""
+    # An error in a gRPC stream of several requests tells its own in no other way.
+    prefix = f"[request id: {request_id}] " if request_id else ""
+    codes = pb_utils.TritonError
+    code = codes.CANCELLED if was_cancelled else codes.INVALID_ARG
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(prefix + reason, code))
+
+
+def input_tensors(request: Any) -> dict[str, "Array"]:
+    """A request's tensors by their names."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -4,14 +4,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UserError
 from serving.loading import choose_engine
 from serving.triton.config import ModelConfig
+from serving.triton.roles import ENGINE, SINGLE, STEPS, Role, ensemble_steps
 from serving.triton.settings import Settings
 from serving.triton.tensors import INPUTS, OUTPUTS
 
@@ -21,25 +22,14 @@ CONFIG = "config.pbtxt"
 # Of our package a version doesn't need what serves in other ways.
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "http", "commands", "cli.py")
 
-MODEL_PY = '''\
-"""Written by serve-llm triton: runs the bundle beside it with the runtime beside it."""
-
-import sys
-from pathlib import Path
-
-# Before the others: this version's own runtime, whatever else is installed.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from serving.triton.model import TritonPythonModel  # noqa: E402, F401
-'''
-
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A bundle under the ``name`` that requests choose it by.
 
     It is linked, or ``copies`` says that it is copied. ``adapters`` are directories of LoRA
-    adapters by name; they are copied. ``versions`` is how many of the newest Triton serves.
+    adapters by name; they are copied. ``versions`` is how many of the newest Triton serves. An
+    ensemble is four models, of which requests choose the one without a suffix.
     """
 
     bundle: Path
@@ -49,6 +39,7 @@ class Deployment:
     versions: int = 1
     adapters: Mapping[str, Path] = field(default_factory=dict)
     copies: bool = False
+    is_ensemble: bool = False
 
 
 def write_version(deployment: Deployment, repository: Path) -> Path:
@@ -60,9 +51,11 @@ def write_version(deployment: Deployment, repository: Path) -> Path:
     _check_name(deployment.name)
     settings = deployment.settings
     bundle = open_bundle(deployment.bundle, settings.verify, settings.key_file)
-    config = _config(deployment, bundle)
+    if deployment.is_ensemble:
+        _check_ensemble(deployment, bundle)
+    _check_form(deployment, repository)
     try:
-        return _write(deployment, repository, config.render())
+        return _write(deployment, repository, _models(deployment, bundle))
     except OSError as error:
         raise UserError(
             f"The repository {str(repository)!r} can't be written ({error}): check its permissions "
@@ -77,38 +70,95 @@ def _check_name(name: str) -> None:
         )
 
 
-def _config(deployment: Deployment, bundle: Bundle) -> ModelConfig:
+def _check_ensemble(deployment: Deployment, bundle: Bundle) -> None:
+    if bundle.file("tokenizer.json") is None:
+        raise UserError(
+            "This bundle has no tokenizer.json, so there is nothing to do before and after its "
+            "engine: leave --ensemble out."
+        )
+    if deployment.versions > 1:
+        raise UserError(
+            "--ensemble and --versions exclude each other, as every version of an ensemble runs "
+            "its steps' newest one: leave one of them out."
+        )
+
+
+def _check_form(deployment: Deployment, repository: Path) -> None:
+    """Raise UserError if the name is that of a model of the other form."""
+    path = repository / deployment.name / CONFIG
+    if not path.is_file():
+        return
+    is_ensemble = 'platform: "ensemble"' in path.read_text("utf-8")
+    if is_ensemble != deployment.is_ensemble:
+        form = "an ensemble" if is_ensemble else "a single model"
+        raise UserError(
+            f"{deployment.name!r} in {str(repository)!r} is {form}: choose another --name, or "
+            f"{'add' if is_ensemble else 'leave out'} --ensemble."
+        )
+
+
+def _models(deployment: Deployment, bundle: Bundle) -> list[tuple[ModelConfig, Role | None]]:
+    """The models to write: an ensemble, which has no role, is the last of them."""
     settings = deployment.settings
     engine = choose_engine(bundle, settings.target)
     on_gpu = settings.provider == "cuda" or engine.target != "onnxruntime"
-    return ModelConfig(
+    single = ModelConfig(
         deployment.name,
         INPUTS,
         OUTPUTS,
-        deployment.instances,
-        "KIND_MODEL" if on_gpu else "KIND_CPU",
-        deployment.versions,
-        settings.parameters,
+        instances=deployment.instances,
+        instances_remark=SINGLE.instances,
+        kind="KIND_MODEL" if on_gpu else "KIND_CPU",
+        versions=deployment.versions,
+        parameters=settings.parameters,
     )
+    if not deployment.is_ensemble:
+        return [(single, SINGLE)]
+    ensemble = replace(single, parameters={}, steps=ensemble_steps(single.name))
+    return [*((_step(single, role), role) for role in STEPS), (ensemble, None)]
 
 
-def _write(deployment: Deployment, repository: Path, config: str) -> Path:
-    model = repository / deployment.name
-    number = max(version_numbers(model), default=0) + 1
+def _step(single: ModelConfig, role: Role) -> ModelConfig:
+    config = replace(
+        single,
+        name=single.name + role.suffix,
+        inputs=role.inputs,
+        outputs=role.outputs,
+        instances_remark=role.instances,
+        decoupled=role.decoupled,
+    )
+    if role.has_engine:
+        return config
+    key_file = {name: value for name, value in single.parameters.items() if name == "key_file"}
+    return replace(config, instances=1, kind="KIND_CPU", parameters=key_file)
+
+
+def _write(
+    deployment: Deployment, repository: Path, models: Sequence[tuple[ModelConfig, Role | None]]
+) -> Path:
+    names = [config.name for config, _ in models]
+    numbers = [number for name in names for number in version_numbers(repository / name)]
+    version = str(max(numbers, default=0) + 1)
     repository.mkdir(parents=True, exist_ok=True)
     # Beside the repository, where no server looks; a rename within a file system is atomic.
     partial = repository.parent / f".{repository.name}.{secrets.token_hex(4)}.partial"
     try:
-        _write_files(deployment, partial / str(number))
-        (partial / CONFIG).write_text(config, "utf-8")
-        if not model.exists():
-            partial.rename(model)
-        else:
-            (partial / str(number)).rename(model / str(number))
-            (partial / CONFIG).rename(model / CONFIG)
+        for config, role in models:
+            _write_model(deployment, config, role, partial / config.name / version)
+        for name in names:
+            _publish(partial / name, repository / name, version)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return model / str(number)
+    return repository / deployment.name / version
+
+
+def _publish(partial: Path, model: Path, version: str) -> None:
+    """Make a version visible to servers."""
+    if not model.exists():
+        partial.rename(model)
+    else:
+        (partial / version).rename(model / version)
+        (partial / CONFIG).rename(model / CONFIG)
 
 
 def version_numbers(model: Path) -> list[int]:
@@ -117,14 +167,22 @@ def version_numbers(model: Path) -> list[int]:
     return [int(name) for name in names if name.isdecimal()]
 
 
-def _write_files(deployment: Deployment, version: Path) -> None:
+def _write_model(
+    deployment: Deployment, config: ModelConfig, role: Role | None, version: Path
+) -> None:
     version.mkdir(parents=True)
+    (version.parent / CONFIG).write_text(config.render(), "utf-8")
+    if role is None:  # Triton wants the directory nevertheless
+        return
     shutil.copytree(PACKAGE, version / "serving", ignore=_LEFT_OUT)
+    (version / "model.py").write_text(role.model_py, "utf-8")
     bundle = deployment.bundle.resolve()
-    if deployment.copies:
+    if not deployment.copies:
+        os.symlink(bundle, version / "bundle")
+    elif role.has_engine:
         shutil.copytree(bundle, version / "bundle")
     else:
-        os.symlink(bundle, version / "bundle")
-    for name, adapter in deployment.adapters.items():
+        engine = Path("..", "..", deployment.name + ENGINE.suffix, version.name)
+        os.symlink(engine / "bundle", version / "bundle")
+    for name, adapter in deployment.adapters.items() if role.has_engine else ():
         shutil.copytree(adapter, version / "adapters" / name)
-    (version / "model.py").write_text(MODEL_PY, "utf-8")

@@ -49,7 +49,8 @@ _GUIDES: dict[str, Callable[[str], Constraint]] = {
 class TritonRequest:
     """A request, read: what to generate, and which outputs to return.
 
-    ``echoes``: the prompt's text comes before the answer's.
+    ``echoes``: the prompt's text comes before the answer's. ``handover`` is what an ensemble's
+    preprocessing says, if the request comes from there.
     """
 
     prompt: Prompt
@@ -60,6 +61,7 @@ class TritonRequest:
     returns_log_probs: bool = False
     returns_num_input_tokens: bool = False
     returns_num_output_tokens: bool = False
+    handover: str = ""
 
 
 def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
@@ -80,11 +82,21 @@ def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
         options=_options(values, searches=beams is not None),
         beams=beams,
         streams=streams,
-        echoes=not values.flag("exclude_input_in_output", default=True),
+        echoes=_echoes(values),
         returns_log_probs=values.flag("return_log_probs"),
         returns_num_input_tokens=values.flag("return_num_input_tokens"),
         returns_num_output_tokens=values.flag("return_num_output_tokens"),
+        handover=values.get("handover") or "",
     )
+
+
+def read_prompt(tensors: Mapping[str, Array]) -> tuple[Prompt, bool]:
+    """Of a request's tensors only the prompt, and whether its text comes before the answer's.
+
+    Raises UserError if there is none, or if it can't be used.
+    """
+    values = _Values(tensors)
+    return _prompt(values), _echoes(values)
 
 
 class _Values:
@@ -132,6 +144,10 @@ def _prompt(values: _Values) -> Prompt:
     if not text and not ids:
         raise UserError("There is no prompt: send text_input or input_ids.")
     return cast(Prompt, text or ids)
+
+
+def _echoes(values: _Values) -> bool:
+    return not values.flag("exclude_input_in_output", default=True)
 
 
 def _options(values: _Values, *, searches: bool) -> SequenceOptions:

@@ -23,6 +23,11 @@ class TensorSpec:
 TEXT_INPUT = TensorSpec("text_input", "TYPE_STRING")
 INPUT_IDS = TensorSpec("input_ids", "TYPE_INT32", (-1,))
 
+# What a model of an ensemble tells the next one.
+HANDOVER = TensorSpec("handover", "TYPE_STRING")
+
+EXCLUDE_INPUT = TensorSpec("exclude_input_in_output", "TYPE_BOOL")
+
 PARAMETERS = (
     TensorSpec("max_tokens", "TYPE_INT32"),
     TensorSpec("min_tokens", "TYPE_INT32"),
@@ -42,17 +47,16 @@ PARAMETERS = (
     TensorSpec("guided_decoding_guide", "TYPE_STRING"),
     TensorSpec("adapter", "TYPE_STRING"),
     TensorSpec("stream", "TYPE_BOOL"),
-    TensorSpec("exclude_input_in_output", "TYPE_BOOL"),
     TensorSpec("return_log_probs", "TYPE_BOOL"),
     TensorSpec("return_num_input_tokens", "TYPE_BOOL"),
     TensorSpec("return_num_output_tokens", "TYPE_BOOL"),
 )
 
-INPUTS = (TEXT_INPUT, INPUT_IDS, *PARAMETERS)
+INPUTS = (TEXT_INPUT, INPUT_IDS, EXCLUDE_INPUT, *PARAMETERS)
 
 # One entry for each beam; of sequences, one row for each, as long as the longest of them.
-OUTPUTS = (
-    TensorSpec("text_output", "TYPE_STRING", (-1,)),
+TEXT_OUTPUT = TensorSpec("text_output", "TYPE_STRING", (-1,))
+TOKEN_OUTPUTS = (
     TensorSpec("output_ids", "TYPE_INT32", (-1, -1)),
     TensorSpec("cum_log_probs", "TYPE_FP32", (-1,)),
     TensorSpec("output_log_probs", "TYPE_FP32", (-1, -1)),
@@ -60,3 +64,5 @@ OUTPUTS = (
     TensorSpec("num_output_tokens", "TYPE_INT32", (-1,)),
     TensorSpec("finish_reason", "TYPE_STRING", (-1,)),
 )
+
+OUTPUTS = (TEXT_OUTPUT, *TOKEN_OUTPUTS)

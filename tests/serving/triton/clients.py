@@ -114,9 +114,9 @@ class Connection:
         """Take one response; returns whether it was its request's last."""
         result, error = self._arrivals.get(timeout=SECONDS)
         if error is not None:
-            number = re.match(r"\[request id: (\d+)\] ", error.message())
+            number = re.search(r"\[request id: (\d+)\] ", error.message())
             assert number, error.message()
-            streams[int(number[1])].error = error.message().removeprefix(number[0])
+            streams[int(number[1])].error = error.message().replace(number[0], "", 1)
             return True
         response = result.get_response()
         streams[int(response.id)].add(result)

@@ -44,8 +44,9 @@ class Triton:
     def load(self, model: str) -> httpx.Response:
         return httpx.post(f"{self.url}/v2/repository/models/{model}/load", timeout=60)
 
-    def unload(self, model: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/v2/repository/models/{model}/unload", timeout=60)
+    def unload(self, model: str, **parameters: bool) -> httpx.Response:
+        url = f"{self.url}/v2/repository/models/{model}/unload"
+        return httpx.post(url, json={"parameters": parameters}, timeout=60)
 
     def serve(self, bundle: Path, name: str, **settings: object) -> str:
         """Write a bundle into the repository, as a model or its next version, and load it."""
