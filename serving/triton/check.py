@@ -107,8 +107,8 @@ def _version_problems(version: Path, config: Any) -> Iterator[str]:
 def _tensor_problems(config: Any, role: Role) -> Iterator[str]:
     """What our model wants of the configuration and doesn't find."""
     decoupled = config.model_transaction_policy.decoupled
-    if decoupled != role.has_engine or config.max_batch_size != 1:
-        wanted = str(role.has_engine).lower()
+    if decoupled != role.decoupled or config.max_batch_size != 1:
+        wanted = str(role.decoupled).lower()
         yield (
             f"{CONFIG} must have max_batch_size: 1 and model_transaction_policy {{ decoupled: "
             f"{wanted} }}."

@@ -24,14 +24,15 @@ class Step:
 class ModelConfig:
     """A model of the Python backend, or an ensemble, which has ``steps`` in place of instances.
 
-    ``decoupled`` models send none, one or several responses to a request. Of its versions the
-    newest so many are served.
+    ``instances_remark`` says what an instance is. ``decoupled`` models send none, one or several
+    responses to a request. Of its versions the newest so many are served.
     """
 
     name: str
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     instances: int = 1
+    instances_remark: str = ""
     kind: Literal["KIND_CPU", "KIND_MODEL"] = "KIND_CPU"
     versions: int = 1
     parameters: Mapping[str, str] = field(default_factory=dict)

@@ -109,10 +109,11 @@ def _models(deployment: Deployment, bundle: Bundle) -> list[tuple[ModelConfig, R
         deployment.name,
         INPUTS,
         OUTPUTS,
-        deployment.instances,
-        "KIND_MODEL" if on_gpu else "KIND_CPU",
-        deployment.versions,
-        settings.parameters,
+        instances=deployment.instances,
+        instances_remark=SINGLE.instances,
+        kind="KIND_MODEL" if on_gpu else "KIND_CPU",
+        versions=deployment.versions,
+        parameters=settings.parameters,
     )
     if not deployment.is_ensemble:
         return [(single, SINGLE)]
@@ -122,12 +123,17 @@ def _models(deployment: Deployment, bundle: Bundle) -> list[tuple[ModelConfig, R
 
 def _step(single: ModelConfig, role: Role) -> ModelConfig:
     config = replace(
-        single, name=single.name + role.suffix, inputs=role.inputs, outputs=role.outputs
+        single,
+        name=single.name + role.suffix,
+        inputs=role.inputs,
+        outputs=role.outputs,
+        instances_remark=role.instances,
+        decoupled=role.decoupled,
     )
     if role.has_engine:
         return config
     key_file = {name: value for name, value in single.parameters.items() if name == "key_file"}
-    return replace(config, instances=1, kind="KIND_CPU", decoupled=False, parameters=key_file)
+    return replace(config, instances=1, kind="KIND_CPU", parameters=key_file)
 
 
 def _write(

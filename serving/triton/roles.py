@@ -33,14 +33,18 @@ from {module} import TritonPythonModel  # noqa: E402, F401
 class Role:
     """A model of the Python backend: the ``module`` that has it, and its tensors.
 
-    ``suffix`` follows on the ensemble's name. Without ``has_engine`` it runs the tokenizer only.
+    ``suffix`` follows on the ensemble's name, ``instances`` says what an instance is. Without
+    ``has_engine`` it runs the tokenizer only. ``decoupled`` models send none, one or several
+    responses to a request.
     """
 
     suffix: str
     module: str
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+    instances: str
     has_engine: bool = False
+    decoupled: bool = True
 
     @property
     def model_py(self) -> str:
@@ -51,17 +55,34 @@ class Role:
 _PROMPT = (INPUT_IDS, HANDOVER)
 _RESULT = (*TOKEN_OUTPUTS, HANDOVER)
 
-SINGLE = Role("", "serving.triton.model", INPUTS, OUTPUTS, has_engine=True)
+_ENGINES = (
+    "An instance is a process with an engine of its own; each runs several requests at a time."
+)
+
+SINGLE = Role("", "serving.triton.model", INPUTS, OUTPUTS, _ENGINES, has_engine=True)
 PREPROCESSING = Role(
     "-preprocessing",
     "serving.triton.ensemble.preprocessing",
     (TEXT_INPUT, INPUT_IDS, EXCLUDE_INPUT),
     _PROMPT,
+    "An instance is a process.",
+    decoupled=False,
 )
 ENGINE = Role(
-    "-engine", "serving.triton.ensemble.engine", (*_PROMPT, *PARAMETERS), _RESULT, has_engine=True
+    "-engine",
+    "serving.triton.ensemble.engine",
+    (*_PROMPT, *PARAMETERS),
+    _RESULT,
+    _ENGINES,
+    has_engine=True,
 )
-POSTPROCESSING = Role("-postprocessing", "serving.triton.ensemble.postprocessing", _RESULT, OUTPUTS)
+POSTPROCESSING = Role(
+    "-postprocessing",
+    "serving.triton.ensemble.postprocessing",
+    _RESULT,
+    OUTPUTS,
+    "An instance is a process. Leave it at one: with more, parts of a stream may change places.",
+)
 
 STEPS = (PREPROCESSING, ENGINE, POSTPROCESSING)
 ROLES = (SINGLE, *STEPS)

@@ -4,17 +4,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from serving.triton import model
+from serving.triton.ensemble.probes import PROBE_SECONDS, Probes
 
 if TYPE_CHECKING:
     from serving.engine import IntArray
     from serving.generation import Model
     from serving.triton.answers import Answer
-    from serving.triton.ensemble.probes import Probes
     from serving.triton.in_flight import Responder
     from serving.triton.requests import Array, TritonRequest
-
-# How long a client that has gone away may go unnoticed.
-PROBE_SECONDS = 0.5
 
 
 class TritonPythonModel(model.TritonPythonModel):
@@ -23,7 +20,6 @@ class TritonPythonModel(model.TritonPythonModel):
     def initialize(self, args: dict[str, str]) -> None:
         """Open the bundle, and run it once before it is ready."""
         from serving.triton.ensemble.engine_answers import Answers
-        from serving.triton.ensemble.probes import Probes
 
         self._answers = Answers()
         self._probes = Probes()
@@ -48,7 +44,7 @@ class TritonPythonModel(model.TritonPythonModel):
 class _EnsembleResponder(model.TritonResponder):
     """The way to the client of an ensemble, through postprocessing."""
 
-    def __init__(self, request: Any, probes: "Probes") -> None:
+    def __init__(self, request: Any, probes: Probes) -> None:
         super().__init__(request)
         self._probes = probes
         self._key = probes.open()

@@ -1,25 +1,14 @@
 """The last model of an ensemble: from ids to texts."""
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.errors import UserError
 from serving.triton.model import error_response
-from serving.triton.tensors import TOKEN_OUTPUTS, TensorSpec
 
 if TYPE_CHECKING:
     from serving.triton.ensemble.handover import Handover
-
-_KEPT_REQUESTS = 1024
-
-_DTYPES: dict[str, type] = {
-    "TYPE_FP32": np.float32,
-    "TYPE_INT32": np.int32,
-    "TYPE_STRING": np.object_,
-}
 
 
 class TritonPythonModel:
@@ -37,13 +26,17 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._vocabulary = Vocabulary(tokenizer)
         self._digest = tokenizer_digest(tokenizer)
-        self._asked: deque[Any] = deque(maxlen=_KEPT_REQUESTS)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> None:
         """Answer requests, each a response of the engine."""
-        return [self._answer(request) for request in requests]
+        for request in requests:
+            # Through the sender, which an answer to is_cancelled uses too: Triton frees what that
+            # needs with the request, and would do so too soon if a response overtook it.
+            sender = request.get_response_sender()
+            sender.send(self._answer(request), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _answer(self, request: Any) -> Any:
+        """The response to a request, None for a probe, of which the client hears nothing."""
         from serving.triton.ensemble.handover import Handover
         from serving.triton.ensemble.probes import say_gone
 
@@ -55,32 +48,19 @@ class TritonPythonModel:
             if message.error:
                 return error_response(request.request_id(), message.error)
             if message.probe:
-                if self._is_cancelled(request):
+                if request.is_cancelled():
                     say_gone(message.probe)
-                # Without outputs: the ensemble then sends nothing to its client.
-                return pb_utils.InferenceResponse(output_tensors=[])
+                return None
             return self._with_texts(message, tensors)
         except UserError as error:
             return error_response(request.request_id(), str(error))
-
-    def _is_cancelled(self, request: Any) -> bool:
-        # Triton 2.51 still uses the question's memory for a moment when it has answered. That is
-        # freed with the request: so requests are kept for some seconds.
-        self._asked.append(request)
-        return bool(request.is_cancelled())
 
     def _with_texts(self, message: "Handover", tensors: dict[str, Any]) -> Any:
         from serving.triton.answers import strings
 
         message.check_tokenizer(self._digest)
         ids = tensors["output_ids"].as_numpy()[0].tolist() if "output_ids" in tensors else []
-        texts = message.texts(self._vocabulary, ids)
-        missing = [_empty(spec, len(texts)) for spec in TOKEN_OUTPUTS if spec.name not in tensors]
-        text_output = pb_utils.Tensor("text_output", strings(texts))
-        return pb_utils.InferenceResponse(output_tensors=[text_output, *tensors.values(), *missing])
-
-
-def _empty(spec: TensorSpec, rows: int) -> Any:
-    """An output that wasn't asked for: an ensemble sends no response that lacks one."""
-    shape = (1, rows, 0) if len(spec.dims) == 2 else (1, 0)
-    return pb_utils.Tensor(spec.name, np.empty(shape, _DTYPES[spec.data_type]))
+        text_output = strings(message.texts(self._vocabulary, ids))
+        return pb_utils.InferenceResponse(
+            output_tensors=[pb_utils.Tensor("text_output", text_output), *tensors.values()]
+        )

@@ -12,6 +12,9 @@ from contextlib import suppress
 
 from serving.closing import Closing
 
+# How long a client that has gone away may go unnoticed.
+PROBE_SECONDS = 0.5
+
 
 class Probes(Closing):
     """The questions of an engine, each with a key that only the one who is asked knows."""
