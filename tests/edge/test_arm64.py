@@ -82,15 +82,15 @@ def ask_service(root: Path, package: Path, path: Path, prompt: str) -> str:
     """What the arm64 llm-serve answers."""
     command = emulated(root, package, "llm-serve", package / "bundle", CONTEXT, path)
     with subprocess.Popen(command) as process, socket.socket(socket.AF_UNIX) as client:
-        while not path.exists():
+        client.settimeout(120)
+        while client.connect_ex(str(path)):  # not made yet, or not listened to
             assert process.poll() is None
             time.sleep(0.05)
-        client.connect(str(path))
         client.sendall(prompt.encode())
         client.shutdown(socket.SHUT_WR)
         with client.makefile("rb") as answer:
             text = answer.read().decode()
-        process.terminate()
+        process.kill()
     return text
 
 
