@@ -42,11 +42,14 @@ def quantize(
     windows: Sequence[IntArray],
     scratch: Path,
     *,
+    is_encoder: bool = False,
     head: bool = False,
 ) -> QuantizationReport:
     """Quantise a standard graph with float weights in place.
 
-    With ``head``, the layer that gives the first output gets quantised activations too.
+    With ``head``, the layer that gives the first output gets quantised activations too. In an
+    encoder, activations are smoothed by a product where nothing else can do it: norms come before
+    the residual there, and a product over many rows costs little.
 
     ``windows`` are rows of tokens, int64 [n], which a recipe that needs text runs the graph on;
     ``scratch`` is a directory for its weights meanwhile. Raises UserError for what the weights
@@ -58,7 +61,7 @@ def quantize(
             largest = largest_entries(model, windows, Path(workspace))
     report = QuantizationReport()
     if recipe.activations:
-        report = _quantize_activations_too(model, windows, scratch, head=head)
+        report = _quantize_activations_too(model, windows, scratch, head=head, inserts=is_encoder)
     elif recipe.bits is not None:
         report = _quantize_weights(model, recipe, windows, scratch)
     if largest is not None:
@@ -67,11 +70,11 @@ def quantize(
 
 
 def _quantize_activations_too(
-    model: ir.Model, windows: Sequence[IntArray], scratch: Path, *, head: bool
+    model: ir.Model, windows: Sequence[IntArray], scratch: Path, *, head: bool, inserts: bool
 ) -> QuantizationReport:
     schemes = dict.fromkeys(quantizable_weights(model), WeightScheme(8))
     with TemporaryDirectory(dir=scratch) as workspace:
-        choices = quantize_w8a8(model, windows, Path(workspace), head=head)
+        choices = quantize_w8a8(model, windows, Path(workspace), head=head, inserts=inserts)
     left = schemes.keys() & model.graph.initializers.keys()  # an embedding of its own
     quantize_weights(model, {name: schemes[name] for name in left})
     return QuantizationReport(schemes, smoothing=tuple(choices))

@@ -45,14 +45,20 @@ class Choice:
 
 
 def quantize_w8a8(
-    model: ir.Model, windows: Sequence[IntArray], workspace: Path, *, head: bool = False
+    model: ir.Model,
+    windows: Sequence[IntArray],
+    workspace: Path,
+    *,
+    head: bool = False,
+    inserts: bool = False,
 ) -> list[Choice]:
     """Quantise every linear layer's weight, by row, and its activations, by tensor, in place.
 
     ``model`` is a standard graph with float weights; ``windows`` and ``workspace`` as for
     ``observe``. Each group's alpha and range are those with the smallest error when magnitudes of
     half the windows meet the other half. The layer that gives the logits gets int8 weights alone
-    unless ``head`` says otherwise.
+    unless ``head`` says otherwise. Where a scale can't be folded into what produces the
+    activations, as in front of a residual, ``inserts`` lets a Mul apply it.
     """
     groups = list(linears_by_source(model))
     seen = watch_sources(model, groups, windows, workspace)
@@ -61,7 +67,7 @@ def quantize_w8a8(
         source = group[0].source
         activations = seen.pop(source)
         if head or not any(_gives_logits(linear, model.graph) for linear in group):
-            choices.append(_quantize_group(model, group, activations))
+            choices.append(_quantize_group(model, group, activations, inserts=inserts))
         _quantize_weights(model, group)
     return choices
 
@@ -77,14 +83,16 @@ def smoothing_scale(largest: Floats, weights: Sequence[Floats], alpha: float) ->
     return scale.astype(np.float32)
 
 
-def _quantize_group(model: ir.Model, group: list[Linear], activations: Activations) -> Choice:
+def _quantize_group(
+    model: ir.Model, group: list[Linear], activations: Activations, *, inserts: bool
+) -> Choice:
     """Smooth the layers' weights if that helps and quantise what they read."""
     weights = [linear.array() for linear in group]
     tokens = activations.tokens()
     expected = [tokens @ weight.T for weight in weights]
     size = sum(float(np.square(e, dtype=np.float64).sum()) for e in expected) or 1.0
     candidates: list[tuple[float, float | None, float]] = []
-    for alpha in (None, *ALPHAS) if _can_smooth(group) else (None,):
+    for alpha in (None, *ALPHAS) if _can_smooth(group, inserts=inserts) else (None,):
         smooth = _smooth(activations.fitted, weights, alpha)
         integers = [round_to_nearest(w * smooth, _SCHEME).dequantized() for w in weights]
         for part in RANGES:
@@ -111,8 +119,8 @@ def _smooth(largest: Floats, weights: Sequence[Floats], alpha: float | None) -> 
     return np.ones_like(largest) if alpha is None else smoothing_scale(largest, weights, alpha)
 
 
-def _can_smooth(group: Sequence[Linear]) -> bool:
-    return can_fold(group) and all(has_own_weight(linear) for linear in group)
+def _can_smooth(group: Sequence[Linear], *, inserts: bool) -> bool:
+    return (inserts or can_fold(group)) and all(has_own_weight(linear) for linear in group)
 
 
 def _quantize_weights(model: ir.Model, group: Sequence[Linear]) -> None:

@@ -197,7 +197,9 @@ def _compress(
     with clock.stage("Quantising"), TemporaryDirectory(dir=partial) as scratch:
         # The layer that gives embeddings is one like the others.
         is_embed = plan.task == "embed"
-        quantize(graph, plan.recipe, texts.calibration, Path(scratch), head=is_embed)
+        quantize(
+            graph, plan.recipe, texts.calibration, Path(scratch), is_encoder=True, head=is_embed
+        )
     return [before], islands
 
 

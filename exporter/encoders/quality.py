@@ -12,7 +12,7 @@ from exporter.encoders.parity import Floats, Inputs
 from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS
 from serving.encoders.contract import TOKEN_TYPE_IDS, Task
 
-LOWEST_COSINE = 0.98
+LOWEST_COSINE = 0.99
 """Of embeddings, on average; those of unrelated sentences have about 0 to 0.3."""
 LOWEST_AGREEMENT = 0.9
 """Share of the most likely label, token or place that stays the most likely."""
