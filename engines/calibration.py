@@ -215,4 +215,6 @@ def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[An
         elif value.name not in feeds and not value.is_initializer():
             shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
             feeds[_name(value)] = np.zeros(shape, known_type(value).numpy())
-    return feeds
+    return {
+        _name(value): feeds[_name(value)] for value in graph.graph.inputs if value.name in feeds
+    }

@@ -16,6 +16,7 @@ Key = tuple[Literal["id", "line"], str | int]
 # A line may have any option of Model.generate that JSON can say.
 _OPTIONS = get_type_hints(SequenceOptions)
 del _OPTIONS["constraint"]
+_OPTIONS["decoder_prompt"] = str | list[int] | None
 
 _RESULTS = {"line", "text", "finish_reason", "prompt_tokens", "new_tokens", "logprobs", "error"}
 
