@@ -157,7 +157,9 @@ def _measure(
     prefilled = inputs.shape[1] - min(DECODED, (inputs.shape[1] + 1) // 2)
     overall, decode = QualityTally(), QualityTally()
     decode_seconds = 0.0
-    with subject.open(slots=1, capacity=windows.shape[1]) as engine:
+    # As long as the text was before a source was taken of it, which a graph may be fixed to.
+    capacity = windows.shape[1] + (sources.shape[1] - 1 if sources is not None else 0)
+    with subject.open(slots=1, capacity=capacity) as engine:
         for index, (tokens, following) in enumerate(zip(inputs, targets, strict=True)):
             if sources is not None:
                 require_encoder(engine).encode([sources[index]], 0)

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from tests.checkpoints import VOCABULARY, enliven, tokenizer
+from tests.exports import export_bundle, once
 
 PAD, EOS = 1, 2
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
@@ -48,6 +50,9 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2m_100": ("m2m_100", BART),
 }
 
+# Fewer layers where transformers' generate can do with other numbers of them in encoders.
+FEW_LAYERS: dict[str, dict[str, int]] = {"t5": {}, "bart": {"encoder_layers": 1}}
+
 
 def make_encoder_decoder(name: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """Write a tiny float32 checkpoint to ``directory`` and return it.
@@ -67,3 +72,13 @@ def make_encoder_decoder(name: str, directory: Path, *, seed: int = 0, **overrid
     model.save_pretrained(directory)
     tokenizer().save_pretrained(directory)
     return directory
+
+
+def shared_bundle(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A directory with a ``checkpoint`` and its ``bundle``, made once a session."""
+
+    def make(path: Path) -> None:
+        make_encoder_decoder(name, path / "checkpoint", **FEW_LAYERS[name])
+        export_bundle(path / "checkpoint", path / "bundle")
+
+    return once(factory, f"encoder-decoders/{name}", make)

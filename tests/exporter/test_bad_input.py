@@ -116,7 +116,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         (change_config(hidden_size="x"), "expected int, got str"),
         (change_config(hidden_act="nonsense"), "transformers can't build model from its config"),
         (change_config(model_type="llamazilla"), "'llamazilla', which transformers"),
-        (change_config(model_type="t5"), "'t5', which is no decoder"),
+        (change_config(model_type="vit"), "'vit', which is no decoder"),
         (change_config(model_type="bert"), "it is an encoder, and only decoders generate."),
         (change_config(model_type="mamba"), "'mamba', which can't be exported: it has layers with"),
         (
