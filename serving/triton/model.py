@@ -52,10 +52,13 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._is_closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._watcher.start()
+        self._watches = False
 
     def execute(self, requests: list[Any]) -> None:
         """Begin requests; the responses come from the thread that hands on what is generated."""
+        if not self._watches:  # not before: a model that loads should say nothing else to Triton
+            self._watches = True
+            self._watcher.start()
         for request in requests:
             responder = self._responder(request)
             timeout = request.timeout()  # microseconds, 0 for none
@@ -65,7 +68,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Free everything; requests that still run end with an error."""
         self._is_closed.set()
-        self._watcher.join()
+        if self._watches:
+            self._watcher.join()
         self._in_flight.close()
         self._metrics.close()
 
