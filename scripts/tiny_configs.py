@@ -100,7 +100,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         }
     },
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
-    "esmc": {"num_key_value_heads": 4},
+    "esmc": {"num_attention_heads": 4, "num_key_value_heads": 4},
     "jamba": {"attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16, "full_attn_idxs": None},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},

@@ -1,7 +1,8 @@
 """Multiply once for each part of a product that is split at once.
 
 TensorRT joins projections of the same activations by itself. Given one weight for all, it stores
-that weight twice, in the layouts of the kernels for a prompt and for one token.
+that weight twice, in the layouts of the kernels for a prompt and for one token. ONNX Runtime copies
+the parts of a product, which for whole texts takes longer than the smaller products do.
 """
 
 import onnx_ir as ir

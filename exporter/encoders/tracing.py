@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -59,9 +59,14 @@ class EncoderGraph(nn.Module):
     def _logits_at(self, positions: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of these positions [batch, n] alone: the vocabulary is most of a small model."""
         head = self.model.get_output_embeddings()
-        with only_positions(self.model, positions) if head is not None else nullcontext():
+        called: list[nn.Module] = []  # some models multiply by its weight themselves
+        with ExitStack() as hooks:
+            if head is not None:
+                hooks.enter_context(only_positions(self.model, positions))
+                seen = head.register_forward_pre_hook(lambda module, _: called.append(module))
+                hooks.callback(seen.remove)
             logits: torch.Tensor = run_model(self.model, given).logits
-        if head is None:
+        if not called:
             logits = logits.gather(1, positions[:, :, None].expand(-1, -1, logits.shape[2]))
         return logits
 
@@ -113,7 +118,8 @@ def _export(
 ) -> tuple[torch.export.ExportedProgram, torch.onnx.ONNXProgram]:
     # All sizes are different and mean nothing, but that batches of one are special to the tracer.
     rows, columns = torch.export.Dim("batch"), torch.export.Dim("sequence", max=longest)
-    tokens = torch.arange(3, 3 + 2 * 7).reshape(2, 7) % (model.config.vocab_size - 1) + 1
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens = torch.arange(3, 3 + 2 * 7).reshape(2, 7) % (vocab_size - 1) + 1
     masks = torch.ones(2, 7, dtype=torch.int64)
     masks[1, 5:] = 0
     example = {
