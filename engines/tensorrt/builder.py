@@ -20,7 +20,7 @@ from engines.tensorrt.callbacks import (
 from engines.tensorrt.collectives import add_collectives
 from engines.tensorrt.configuration import Portability, configure
 from engines.tensorrt.interruption import run_interruptibly
-from engines.tensorrt.lowering import lower, lower_encoder
+from engines.tensorrt.lowering import lower, lower_source_encoder
 from engines.tensorrt.network import Network, mend, parse
 from engines.tensorrt.options import BuildOptions
 from engines.tensorrt.profiles import (
@@ -113,7 +113,7 @@ def build_encoder(
     It takes one source of up to ``max_source`` tokens.
     """
     library = load_library(target)
-    lower_encoder(model)
+    lower_source_encoder(model)
     network, log = _parsed(model, target, library)
     mend(network, model)
     verify_encoder(network, model)

@@ -29,16 +29,17 @@ def lower(model: ir.Model, max_length: int, max_source: int | None = None) -> No
     A decoder that reads a source reads ``max_source`` tokens of it at most.
     """
     fix_capacity(model, max_length, max_source)
-    _apply(model)
+    lower_encoder(model)
+
+
+def lower_source_encoder(model: ir.Model) -> None:
+    """The same for an encoder-decoder's encoder."""
+    name_axes(model)
+    lower_encoder(model)
 
 
 def lower_encoder(model: ir.Model) -> None:
     """The same for a graph without a cache: its attention has masks as it is."""
-    name_axes(model)
-    _apply(model)
-
-
-def _apply(model: ir.Model) -> None:
     for lowering in PASSES:
         lowering(model)
     common.CommonSubexpressionEliminationPass()(model)

@@ -125,10 +125,10 @@ def _write_check_graphs(
     traced: TracedPair, directory: Path, graph: GraphInfo, plan: Plan, targets: tuple[Target, ...]
 ) -> Subject:
     """Write the graphs as lowered for TensorRT, standard ONNX still, for ONNX Runtime to run."""
-    from engines.tensorrt.lowering import lower, lower_encoder
+    from engines.tensorrt.lowering import lower, lower_source_encoder
 
     encoder, decoder = traced.encoder.clone(), traced.decoder.clone()
-    lower_encoder(encoder)
+    lower_source_encoder(encoder)
     lower(decoder, capacity_of(plan), plan.max_source_length)
     weight_bytes = weight_bytes_of(decoder)
     widen_bfloat16(encoder, graph)
