@@ -27,7 +27,7 @@ DEFAULT_SLOTS = 4
 
 
 def load(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     *,
     adapters: Mapping[str, str | Path] | None = None,
     draft: str | Path | None = None,
@@ -44,7 +44,7 @@ def load(
     verify: bool = True,
     key_file: str | Path | None = None,
 ) -> Model:
-    """Open a bundle for generation.
+    """Open a bundle for generation; one that open_bundle gave is taken as it is.
 
     ``adapters`` are directories of LoRA adapters by the names that Model.generate takes; the bundle
     must be exported with ``--lora``. ``draft`` is the bundle of a smaller model with the same
@@ -64,7 +64,7 @@ def load(
     Raises UserError if a bundle is damaged or has no engine that runs here, the limits don't fit,
     an adapter can't be used, or the draft has other tokens.
     """
-    opened = open_bundle(bundle, verify, key_file)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
     slots = _choose_slots(engine, slots)
     capacity = _choose_capacity(opened, engine, capacity)

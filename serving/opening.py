@@ -12,6 +12,7 @@ from serving.generation import Model
 
 # What of the parameters for decoders there is for encoders too.
 _FOR_ENCODERS = {"target", "threads"}
+_FOR_OPENING = {"verify", "key_file"}
 
 
 @functools.wraps(loading.load)
@@ -20,10 +21,10 @@ def load(bundle: str | Path, **options: Any) -> Model:
 
     Type checkers know that by its own function, load_encoder.
     """
-    opened = open_bundle(bundle, options.pop("verify", True), options.get("key_file"))
+    opened = open_bundle(bundle, options.get("verify", True), options.get("key_file"))
     if opened.manifest.encoder is None:
-        return loading.load(bundle, verify=False, **options)
-    options.pop("key_file", None)
+        return loading.load(opened, **options)
+    options = {name: value for name, value in options.items() if name not in _FOR_OPENING}
     given = {name: value for name, value in options.items() if value is not None}
     if others := sorted(given.keys() - _FOR_ENCODERS):
         raise UserError(f"{others[0]} is for models that generate text: leave it out.")

@@ -181,13 +181,24 @@ def test_a_graph_of_another_contract_is_refused(tmp_path: Path) -> None:
         serving.load(make_bundle(tmp_path / "bundle", graph=graph))
 
 
-def test_a_changed_byte_is_found_before_the_engine_is_opened(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+def change_a_byte(bundle: Path) -> None:
     graph = bytearray((bundle / "model.onnx").read_bytes())
     graph[len(graph) // 2] ^= 1
     (bundle / "model.onnx").write_bytes(graph)
+
+
+def test_a_changed_byte_is_found_before_the_engine_is_opened(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    change_a_byte(bundle)
     with pytest.raises(UserError, match="checksum differs"):
         serving.load(bundle)
+
+
+def test_a_changed_byte_of_a_draft_is_found_too(tmp_path: Path) -> None:
+    bundle, draft = make_bundle(tmp_path / "bundle"), make_bundle(tmp_path / "draft")
+    change_a_byte(draft)
+    with pytest.raises(UserError, match="checksum differs"):
+        serving.load(bundle, draft=draft)
 
 
 def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path) -> None:
