@@ -1,11 +1,9 @@
 """The whole way: checkpoint to graph to engines to a checked bundle."""
 
-import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -13,7 +11,6 @@ from typing import Protocol
 import onnx_ir as ir
 from transformers import PreTrainedModel
 
-from engines.packing import checksums, commit, reserved
 from engines.passes.tensor_parallel import split_into_ranks
 from engines.pruning.plan import Pruning
 from engines.quality import QualityLimits
@@ -35,7 +32,8 @@ from exporter.compression import compress
 from exporter.encoder_decoder.export import build_encoder_decoder, refuse_options
 from exporter.float16_range import keep_in_range
 from exporter.gate import check_parity, explain_breach
-from exporter.plan import DTYPES, Plan, make_plan, megabytes, refusal
+from exporter.new_bundle import commit_bundle, new_bundle
+from exporter.plan import DTYPES, Plan, make_plan, refusal
 from exporter.quality_gate import check_quality
 from exporter.report import Report
 from exporter.staging import build_stages
@@ -43,11 +41,8 @@ from exporter.stripping import refuse_stripping, strip_engines
 from exporter.structure import GraphError, WeightAccount, account_weights, check_graph
 from exporter.tokenization import special_tokens, write_tokenizer
 from exporter.unrolling import trace_unrolled
-from exporter.versions import version_of
-from serving.bundle import DType, Manifest, ModelInfo, Target
+from serving.bundle import DType, Target
 from serving.errors import UserError
-
-TOOLS = ("export-llm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
 
 
 class Stages(Protocol):
@@ -163,15 +158,8 @@ def export(request: Request, stages: Stages) -> Plan:
     clock = Clock(stages)
     with clock.stage("Checking"):
         checkpoint, plan = plan_export(request)
-    try:
-        with reserved(request.bundle, force=request.force) as partial:
-            _export_into(partial, request, checkpoint, plan, clock)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"The disk of {request.bundle} is full: make room for {megabytes(plan.disk)}."
-        ) from error
+    with new_bundle(request.bundle, plan, force=request.force) as partial:
+        _export_into(partial, request, checkpoint, plan, clock)
     return plan
 
 
@@ -182,25 +170,17 @@ def _export_into(
     report = build(partial, request, checkpoint, plan, clock)
     report.write(partial)
     with clock.stage("Packing"):
-        manifest = Manifest(
-            format_version=1,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            built_with={tool: version_of(tool) for tool in TOOLS},
-            model=ModelInfo(
-                name=plan.model,
-                architecture=plan.architecture,
-                parameters=plan.parameters,
-                weight_bytes=plan.weight_bytes,
-                precision=plan.precision,
-            ),
+        commit_bundle(
+            partial,
+            request.bundle,
+            plan,
+            force=request.force,
             graph=report.graph,
             engines=tuple(report.engines),
             tokens=special_tokens(checkpoint, report.graph.vocab_size),
             parity=report.parity.as_dict(),
             quality=report.quality.as_dict() if report.quality is not None else None,
-            files=checksums(partial),
         )
-        commit(partial, request.bundle, manifest, force=request.force)
 
 
 def _build_decoder(

@@ -1,15 +1,12 @@
 """The whole way of an encoder: checkpoint to graph to engines to a checked bundle."""
 
-import errno
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 from transformers import PreTrainedModel
 
-from engines.packing import checksums, commit, reserved
 from engines.quantization.apply import quantize
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize
@@ -30,13 +27,13 @@ from exporter.encoders.report import EncoderReport
 from exporter.encoders.structure import check_encoder_graph
 from exporter.encoders.texts import EncoderTexts, encoder_texts
 from exporter.encoders.tracing import trace_encoder
-from exporter.export import TOOLS, Clock, Stages
+from exporter.export import Clock, Stages
 from exporter.float16_range import keep_in_range
-from exporter.plan import DTYPES, megabytes, refusal
+from exporter.new_bundle import commit_bundle, new_bundle
+from exporter.plan import DTYPES, refusal
 from exporter.structure import GraphError, WeightAccount, account_weights
 from exporter.tokenization import special_tokens, write_tokenizer
-from exporter.versions import version_of
-from serving.bundle import DType, Manifest, ModelInfo, Target
+from serving.bundle import DType, Target
 from serving.encoders.contract import Task
 from serving.errors import UserError
 
@@ -103,15 +100,8 @@ def export_encoder(request: EncoderRequest, stages: Stages) -> EncoderPlan:
     clock = Clock(stages)
     with clock.stage("Checking"):
         checkpoint, plan = plan_encoder(request)
-    try:
-        with reserved(request.bundle, force=request.force) as partial:
-            _export_into(partial, request, checkpoint, plan, clock)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"The disk of {request.bundle} is full: make room for {megabytes(plan.disk)}."
-        ) from error
+    with new_bundle(request.bundle, plan, force=request.force) as partial:
+        _export_into(partial, request, checkpoint, plan, clock)
     return plan
 
 
@@ -158,25 +148,17 @@ def _export_into(
         plan, parity, traced.weights, traced.unused, engines, clock.seconds, islands, quality
     ).write(partial)
     with clock.stage("Packing"):
-        manifest = Manifest(
-            format_version=1,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            built_with={tool: version_of(tool) for tool in TOOLS},
-            model=ModelInfo(
-                name=plan.model,
-                architecture=plan.architecture,
-                parameters=plan.parameters,
-                weight_bytes=plan.weight_bytes,
-                precision=plan.precision,
-            ),
+        commit_bundle(
+            partial,
+            request.bundle,
+            plan,
+            force=request.force,
             encoder=encoder,
             engines=tuple(engines),
             tokens=tokens,
             parity=parity.as_dict(),
             quality={"engines": [q.as_dict() for q in quality]} if quality else None,
-            files=checksums(partial),
         )
-        commit(partial, request.bundle, manifest, force=request.force)
 
 
 def _compress(
