@@ -84,7 +84,8 @@ def test_a_token_beyond_all_others_leaves_the_others_their_digits(
         assert (small.is_float, large.is_float) == (limit < 1, False)
         (got,) = run(model, {INPUT_IDS: ids}, "small/MatMul/output").values()
         errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-    assert errors[0] < 0.02 < 0.5 < errors[1]
+    # GPTQ fits the weights to all tokens, of which the large one counts most.
+    assert errors[0] < 0.1 < 0.5 < errors[1]
 
 
 @pytest.fixture(scope="module")
