@@ -6,22 +6,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from engines.calibration import observe
+from engines.calibration import Window, observe
 from engines.passes.insertion import Inserter
-from serving.engine import IntArray
 
 LARGEST_SAFE = float(np.finfo(np.float16).max) / 2
 """Other text than that of the calibration may go twice as far."""
 
 
 def activation_ranges(
-    model: ir.Model, windows: Sequence[IntArray], workspace: Path
+    model: ir.Model, windows: Sequence[Window], workspace: Path
 ) -> dict[str, float]:
     """The largest magnitude of each node's results over the windows, by the node's name.
 
     ``model`` is a standard graph in float32 with known types and stays as it is; each of
-    ``windows`` is a row of tokens, int64 [n], that is prefilled by itself. ``workspace`` is a
-    directory for the weights while the graph runs.
+    ``windows`` is a row of tokens, int64 [n], maybe with a source, that is prefilled by itself.
+    ``workspace`` is a directory for the weights while the graph runs.
     """
     copy = model.clone()
     owners: dict[str, str] = {}

@@ -16,7 +16,13 @@ from engines import onnxruntime as onnxruntime_target
 from engines.linears import Linear, find_linears
 from engines.passes.lora_inputs import without_adapter
 from engines.passes.sizes import known_type, static_size
-from serving.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_POSITIONS, PAST_LENGTHS
+from serving.contract import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS_POSITIONS,
+    PAST_LENGTHS,
+    SOURCE_LENGTHS,
+)
 from serving.encoders.contract import TOKEN_TYPE_IDS
 from serving.engine import IntArray
 from serving.onnxruntime import open_session
@@ -26,6 +32,19 @@ Floats = npt.NDArray[np.float32]
 SECOND_MOMENTS_BUDGET = 1 << 30  # bytes of second moments that one run over the text may hold
 
 _OBSERVED = "observed."  # prefix of the outputs that are added to a graph
+
+
+@dataclass(frozen=True)
+class SourceWindow:
+    """A row of tokens for a decoder that reads a source too."""
+
+    tokens: IntArray
+    """int64 [n]."""
+    source: Mapping[str, Floats]
+    """Keys and values of the source, [1, kv_heads, source, head_dim], by the input's name."""
+
+
+Window = IntArray | SourceWindow
 
 
 @dataclass
@@ -143,7 +162,7 @@ class _Sums:
 
 
 def observe(
-    model: ir.Model, values: Sequence[ir.Value], windows: Sequence[IntArray], workspace: Path
+    model: ir.Model, values: Sequence[ir.Value], windows: Sequence[Window], workspace: Path
 ) -> Iterator[dict[str, Floats]]:
     """Prefill each window of tokens by itself and yield these values of it, by name, as float32.
 
@@ -199,9 +218,12 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[Any]]:
+def prefill_feeds(graph: ir.Model, window: Window) -> dict[str, npt.NDArray[Any]]:
     """Inputs that run one row of tokens, int64 [n], over KV buffers just as long, if any."""
-    tokens = np.ascontiguousarray(window, np.int64)[None]
+    row, source = (
+        (window.tokens, window.source) if isinstance(window, SourceWindow) else (window, {})
+    )
+    tokens = np.ascontiguousarray(row, np.int64)[None]
     feeds: dict[str, npt.NDArray[Any]] = {
         INPUT_IDS: tokens,
         ATTENTION_MASK: np.ones_like(tokens),
@@ -209,9 +231,13 @@ def prefill_feeds(graph: ir.Model, window: IntArray) -> dict[str, npt.NDArray[An
         PAST_LENGTHS: np.zeros(1, np.int64),
         LOGITS_POSITIONS: np.arange(tokens.shape[1], dtype=np.int64)[None],
     }
+    if source:
+        feeds[SOURCE_LENGTHS] = np.array([next(iter(source.values())).shape[2]], np.int64)
     for value in graph.graph.inputs:
         if (nothing := without_adapter(value)) is not None:
             feeds[_name(value)] = nothing
+        elif value.name in source:
+            feeds[_name(value)] = source[value.name].astype(known_type(value).numpy())
         elif value.name not in feeds and not value.is_initializer():
             shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
             feeds[_name(value)] = np.zeros(shape, known_type(value).numpy())

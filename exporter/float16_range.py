@@ -11,26 +11,26 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 
 from engines.activation_ranges import activation_ranges, out_of_range
+from engines.calibration import Window
 from engines.passes.float32_islands import widen_to_float32
 from engines.passes.lora_inputs import products_beside
 from engines.passes.widened_floats import widen_floats
-from exporter.calibration_windows import Tokens
 from serving.errors import UserError
 
-_WINDOWS = 2  # of the calibration text
+WINDOWS = 2  # of the calibration text
 _MASK = 3  # the input of Attention that is added to its scores
 
 
-def keep_in_range(model: ir.Model, name: str, text: Sequence[Tokens], scratch: Path) -> list[str]:
+def keep_in_range(model: ir.Model, name: str, text: Sequence[Window], scratch: Path) -> list[str]:
     """Compute in float32 what leaves float16's range on the text, in place.
 
     ``model`` is an optimised float16 graph of the checkpoint ``name``; ``text`` are windows of
-    tokens, int64 [n], of which the first two are run. ``scratch`` is a directory for float32
-    weights meanwhile. Returns the names of the nodes that leave the range, in the graph's order;
-    those that read their results are computed in float32 too. Raises UserError where attention, a
-    KV buffer or the logits would have to be float32.
+    tokens, int64 [n], maybe with a source, of which the first two are run. ``scratch`` is a
+    directory for float32 weights meanwhile. Returns the names of the nodes that leave the range, in
+    the graph's order; those that read their results are computed in float32 too. Raises UserError
+    where attention, a KV buffer or the logits would have to be float32.
     """
-    leaving = _leaving(model, text[:_WINDOWS], scratch)
+    leaving = _leaving(model, text[:WINDOWS], scratch)
     for node in leaving:
         if _has_to_be_float16(node):
             raise UserError(
@@ -58,7 +58,7 @@ def range_markdown(islands: Sequence[str]) -> list[str]:
     return [*lines, *(f"- `{name}`" for name in islands)]
 
 
-def _leaving(model: ir.Model, text: Sequence[Tokens], scratch: Path) -> list[ir.Node]:
+def _leaving(model: ir.Model, text: Sequence[Window], scratch: Path) -> list[ir.Node]:
     """The nodes with float16 results that go beyond the range on the text, in order."""
     wide = model.clone()
     widen_floats(wide, ir.DataType.FLOAT16)

@@ -83,6 +83,20 @@ REQUIRED = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }
+# Both parts of one type, whose sizes have to be the same.
+_T5GEMMA2 = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": POSITIONS,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 24,
+}
 # What the configs of some types, made without arguments, lack or contradict.
 SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"n_group": 2, "topk_group": 1},
@@ -107,7 +121,28 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64},
     "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 64},
     "nemotron_h": {"n_groups": 1},
+    "perceiver": {
+        "d_latents": 64,
+        "d_model": 64,
+        "num_latents": 16,
+        "num_self_attends_per_block": 2,
+    },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
+    "t5gemma2": {
+        "encoder": {
+            "text_config": _T5GEMMA2,
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 8,
+            },
+        },
+        "decoder": _T5GEMMA2,
+    },
     "xmod": {"default_language": "en_XX"},
 }
 FLAGS = {"use_cache": True, "use_sliding_window": True}
@@ -167,7 +202,10 @@ def _tiny_values(
         values[name] = [new for new, old in enumerate(chosen) if old in indices]
     if own:
         values["per_layer_config"] = {
-            new: {name: _small_numbers(plain | own[old])[name] for name in own[old]}
+            new: {
+                name: _small_numbers(plain | own[old]).get(name, value)
+                for name, value in own[old].items()
+            }
             for new, old in enumerate(chosen)
             if old in own
         }

@@ -15,6 +15,7 @@ from exporter.encoder_decoder.building import (
     quantize_pair,
     write_uncompressed,
 )
+from exporter.encoder_decoder.float16_range import keep_pair_in_range
 from exporter.encoder_decoder.structure import account_both, check_decoder, check_encoder
 from exporter.encoder_decoder.tracing import Layers, trace_decoder, trace_encoder
 from exporter.gate import check_parity
@@ -34,8 +35,8 @@ def build_encoder_decoder(
 ) -> Report:
     """Make the engines of an encoder-decoder in ``partial``, and check them."""
     measures_quality = plan.is_compressed or request.asks_for_quality
-    windows = None
-    if measures_quality:
+    windows, islands = None, None
+    if measures_quality or plan.dtype == "float16":
         with clock.stage("Reading text"):
             windows = token_windows(checkpoint, plan.max_length, request.calibration)
     with clock.stage("Tracing"):
@@ -43,6 +44,12 @@ def build_encoder_decoder(
     before, compression = [], None
     try:
         optimize_pair(pair)
+        if plan.dtype == "float16" and windows is not None:
+            assert plan.max_source_length is not None
+            with clock.stage("Checking range"):
+                islands = keep_pair_in_range(
+                    pair, plan.model, windows.calibration, plan.max_source_length, partial
+                )
         if plan.is_compressed:
             with clock.stage("Compressing"):
                 before = [write_uncompressed(pair, partial / "before", plan)]
@@ -59,7 +66,7 @@ def build_encoder_decoder(
     if not parity.passed:
         raise UserError(f"{checkpoint.name} was not exported: {parity.reason()}.")
     quality = None
-    if windows is not None:
+    if measures_quality and windows is not None:
         with clock.stage("Measuring quality"):
             quality = check_quality(checkpoint, plan, subjects, windows, request.limits, partial)
     for subject in (*before, *subjects):
@@ -72,7 +79,7 @@ def build_encoder_decoder(
         pair.unused,
         engines,
         clock.seconds,
-        None,
+        islands,
         compression,
         quality,
     )

@@ -1,5 +1,6 @@
 """What the export of an encoder will do, decided and checked before any weight is read."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from exporter.encoders.tracing import takes_token_types
 from exporter.lengths import longest_sequence
 from exporter.plan import ELEMENT_BYTES, UNLIMITED, check_disk, megabytes, refusal
 from serving.bundle import DType, Target
+from serving.contract import INPUT_IDS
 from serving.encoders.contract import Task
 from serving.errors import UserError
 
@@ -95,6 +97,8 @@ def make_encoder_plan(
     if checkpoint.config.is_encoder_decoder:
         raise refusal(checkpoint, "it is an encoder and a decoder, and only one of the two can be")
     model = empty_encoder(checkpoint, chosen)
+    if INPUT_IDS not in inspect.signature(model.forward).parameters:
+        raise refusal(checkpoint, f"without its head it takes something else than {INPUT_IDS}")
     is_embed = chosen == "embed"
     sentences = sentence_settings(checkpoint.directory) if is_embed else SentenceSettings()
     longest = longest_text(model)
