@@ -18,12 +18,14 @@ from serving.triton.ensemble.probes import PROBE_SECONDS
 from serving.triton.repository import Deployment, write_version
 from serving.triton.settings import Settings
 from tests.serving.triton.clients import connection, until
-from tests.serving.triton.conftest import ENDLESS, Triton
+from tests.serving.triton.conftest import Triton
 from tests.serving.triton.test_lifecycle import state
 from tests.serving.triton.test_streaming import SEED, TEXT, guided, in_use
 
 pytestmark = pytest.mark.xdist_group("triton")
 
+# More tokens than any test waits for; the trained model takes its time for each.
+ENDLESS = 20_000
 FOREVER = {"text_input": "a", "max_tokens": ENDLESS, "min_tokens": ENDLESS}
 ECHO = {"exclude_input_in_output": False}
 RETURNS = {
