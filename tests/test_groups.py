@@ -1,4 +1,4 @@
-"""Tests that share something costly run in one worker: pytest-xdist does it by marks in test names."""
+"""Tests that share something costly run in one worker, which pytest-xdist knows by its mark."""
 
 import os
 
