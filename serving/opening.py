@@ -11,7 +11,7 @@ from serving.errors import UserError
 from serving.generation import Model
 
 # What of the parameters for decoders there is for encoders too.
-_FOR_ENCODERS = {"target", "threads"}
+_FOR_ENCODERS = {"target", "threads", "batch_tokens"}
 _FOR_OPENING = {"verify", "key_file"}
 
 

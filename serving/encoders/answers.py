@@ -63,11 +63,14 @@ def likeliest_spans(
     length = len(segment.tokens.ids)
     inside = np.array([sequence == 1 for sequence in segment.sequences])
     start, end = (softmax(np.where(inside, logits[:length], -np.inf)) for logits in (starts, ends))
-    # Entry [i, j] is the span from token i to token j, both included.
-    scores = np.triu(np.outer(start, end)) - np.triu(np.outer(start, end), max_tokens)
+    # Entry [i, j] is the span of i + 1 tokens from token j on.
+    scores = np.zeros((min(max_tokens, length), length))
+    for more in range(len(scores)):
+        scores[more, : length - more] = start[: length - more] * end[more:]
     likeliest = np.argsort(-scores, axis=None, kind="stable")[:top_k]
     spans, offsets = [], segment.offsets
-    for first, last in zip(*np.unravel_index(likeliest, scores.shape), strict=True):
-        if score := float(scores[first, last]):  # what is impossible has none
-            spans.append(ScoredSpan(score, offsets[int(first)][0], offsets[int(last)][1]))
+    for more, first in zip(*np.unravel_index(likeliest, scores.shape), strict=True):
+        if score := float(scores[more, first]):  # what is impossible has none
+            last = int(first) + int(more)
+            spans.append(ScoredSpan(score, offsets[int(first)][0], offsets[last][1]))
     return spans

@@ -1,13 +1,15 @@
 """From what a graph gives for each segment of a text to what the text's task is for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.bundle import EncoderInfo
 from serving.encoders import answers, spans
+from serving.encoders.answers import Doubles
 from serving.encoders.results import Answer, Candidate, Classification, Span, TextEmbeddings
 from serving.encoders.texts import EncodedText
 from serving.engine import FloatArray
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 # What a graph gives for a segment: its outputs, in order; see EncoderModel.run_batch.
 Row = Sequence[FloatArray]
 Activation = Literal["softmax", "sigmoid", "none"]
+_ACTIVATIONS: dict[Activation, Callable[[Doubles], Doubles]] = {
+    "softmax": answers.softmax,
+    "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
+    "none": lambda logits: logits,
+}
 
 
 def rows_of_texts(texts: Iterable[EncodedText], rows: Iterable[Row]) -> list[list[Row]]:
@@ -35,11 +42,9 @@ def embeddings(
         _mean(text, [row[0] for row in own]) if len(own) > 1 else own[0][0]
         for text, own in zip(texts, rows, strict=True)
     ]
-    joined = np.stack(pooled) if pooled else np.zeros((0, encoder.hidden_size or 0))
-    if encoder.normalize:
-        joined = normalized(joined)
+    joined = np.stack(pooled) if pooled else np.zeros((0, encoder.hidden_size or 0), np.float32)
     return TextEmbeddings(
-        joined.astype(np.float32),
+        (normalized(joined) if encoder.normalize else joined).astype(np.float32),
         [text.token_count for text in texts],
         [text.is_truncated for text in texts],
         [len(text.segments) for text in texts],
@@ -61,13 +66,9 @@ def classification(
 ) -> Classification:
     """A text's labels, from logits [labels]; ``activation`` defaults to what the head is for."""
     is_alone = encoder.is_multi_label or len(encoder.labels) == 1
-    chosen = activation or ("sigmoid" if is_alone else "softmax")
-    scores = np.stack([row[0] for row in rows]).astype(np.float64)
-    if chosen == "sigmoid":
-        scores = 1 / (1 + np.exp(-scores))
-    elif chosen == "softmax":
-        scores = answers.softmax(scores)
-    mean = _mean(text, list(scores))
+    chosen: Activation = activation or ("sigmoid" if is_alone else "softmax")
+    logits = np.stack([row[0] for row in rows]).astype(np.float64)
+    mean = _mean(text, list(_ACTIVATIONS[chosen](logits)))
     order = np.argsort(-mean, kind="stable")
     return Classification(
         tuple(encoder.labels[index] for index in order),
@@ -137,8 +138,8 @@ def likeliest_answers(
     ]
 
 
-def _mean(text: EncodedText, rows: Sequence[FloatArray]) -> FloatArray:
+def _mean(text: EncodedText, rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """The mean of what the segments of a text gave, weighted with the tokens new in each."""
     weights = [segment.new for segment in text.segments]
-    mean: FloatArray = np.average(np.stack(rows), axis=0, weights=weights)
+    mean: npt.NDArray[Any] = np.average(np.stack(rows), axis=0, weights=weights)
     return mean
