@@ -68,11 +68,11 @@ def classification(
     is_alone = encoder.is_multi_label or len(encoder.labels) == 1
     chosen: Activation = activation or ("sigmoid" if is_alone else "softmax")
     logits = np.stack([row[0] for row in rows]).astype(np.float64)
-    mean = _mean(text, list(_ACTIVATIONS[chosen](logits)))
-    order = np.argsort(-mean, kind="stable")
+    scores = _mean(text, list(_ACTIVATIONS[chosen](logits)))
+    order = np.argsort(-scores, kind="stable")
     return Classification(
         tuple(encoder.labels[index] for index in order),
-        tuple(float(mean[index]) for index in order),
+        tuple(float(scores[index]) for index in order),
         text.token_count,
         text.is_truncated,
         len(text.segments),
