@@ -54,8 +54,7 @@ def embeddings(
 def normalized(vectors: FloatArray) -> FloatArray:
     """Vectors [n, hidden] with length 1; one of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: FloatArray = vectors / np.where(lengths > 0, lengths, 1)
-    return scaled
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def classification(

@@ -134,9 +134,7 @@ class ServedModels:
         self._models = tuple(models)
         self.generators = [model for model in models if isinstance(model, ServedModel)]
         self.encoders = [model for model in models if isinstance(model, ServedEncoder)]
-        adapted = [
-            model.with_adapter(name) for model in self.generators for name in model.adapters
-        ]
+        adapted = [model.with_adapter(name) for model in self.generators for name in model.adapters]
         self._named: dict[str, Served] = {model.name: model for model in (*models, *adapted)}
 
     def __iter__(self) -> Iterator[Served]:
