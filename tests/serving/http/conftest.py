@@ -36,7 +36,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def encoders(encoder: Callable[[str], Path], tiny_bundle: Path) -> Iterator[Running]:
-    """An encoder of every task beside a decoder, each with a queue of eight."""
+    """An encoder of every task beside a decoder."""
     bundles = {name: encoder(name) / "bundle" for name in ENCODERS}
     with running({**bundles, "tiny": tiny_bundle}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedder(encoder: Callable[[str], Path]) -> Iterator[Running]:
+    """An encoder for embeddings with a queue of eight, and one that labels tokens."""
+    with running({name: encoder(name) / "bundle" for name in ("sentences", "entities")}) as server:
         yield server
