@@ -12,8 +12,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from click.testing import CliRunner
 
 import serving
+from serving import cli
 from serving.http.keys import KeyLimits, KeyStore, Scope, create_key
 from serving.http.request_limits import RequestLimits
 from serving.worker.messages import Load
@@ -174,6 +176,18 @@ def test_keys_have_scopes_and_limits(
     answers = [ask(embeds, "/models/sentences", inputs="a") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[0].headers["x-ratelimit-remaining-tokens"] == "5"
+
+
+def test_options_that_no_bundle_has_a_use_for_are_refused(
+    encoder: Encoders, tiny_bundle: Path
+) -> None:
+    for bundle, options, reason in (
+        (encoder("sentences") / "bundle", ["--slots", "2"], "--slots is for models that generate"),
+        (tiny_bundle, ["--batch-tokens", "99"], "--batch-tokens is for encoders: leave it out"),
+    ):
+        refused = CliRunner().invoke(cli.main, ["http", str(bundle), "--port", "0", *options])
+        assert refused.exit_code == 1
+        assert reason in refused.stderr
 
 
 def test_metrics_count_batches_and_tokens(embedder: Running) -> None:
