@@ -39,7 +39,7 @@ CODE = "def f(x):\n    return x  # <script>window.hacked = 1</script>\n"
 
 
 class Server(ScriptedAnswers):
-    """The application at ``url`` with a model that chats, one that has no chat template, and an encoder."""
+    """The application at ``url`` with a model that chats, one without a template, an encoder."""
 
     url: str
 
