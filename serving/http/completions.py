@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.access import Caller, find_model, requires
+from serving.http.access import Caller, find_generator, requires
 from serving.http.answer_head import AnswerHead
 from serving.http.answering import answer_stream, answer_whole
 from serving.http.api_description import BEARER, ERRORS, answers
@@ -32,7 +32,7 @@ async def create_completion(
 ) -> Response:
     """Go on with texts or token ids; with ``stream`` as server-sent events."""
     limits = state_of(request).limits
-    model = find_model(request, caller, body.model, "generate")
+    model = find_generator(request, caller, body.model)
     check_body(body, limits)
     _check_supported(body)
     generation = Generation(

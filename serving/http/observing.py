@@ -11,6 +11,7 @@ from serving.http.state import ServerState
 
 # Probes come every few seconds: they aren't logged.
 _PROBES = ("/health", "/ready", "/metrics")
+_API = ("/v1/", "/models/")
 
 
 class Observing:
@@ -27,7 +28,7 @@ class Observing:
             return
         record = RequestRecord(scope["method"])
         scope.setdefault("state", {})["record"] = record
-        is_api = scope["path"].startswith("/v1/")
+        is_api = scope["path"].startswith(_API)
 
         async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -16,8 +16,10 @@ from serving.engine import IntArray
 from serving.errors import UserError
 from serving.http.errors import invalid, queue_full, unavailable
 from serving.http.schemas.answers import Model
+from serving.http.served_encoder import ServedEncoder
 from serving.http.token_texts import TokenTexts
 from serving.loading import load_prompts
+from serving.opening import ENCODER_OPTIONS
 from serving.prompts import PromptEncoder, TokenIds
 from serving.sampling import SamplingOptions, SamplingParameters
 from serving.worker.client import WorkerClient
@@ -53,6 +55,7 @@ class ServedModel:
         self.has_draft = options.loading.get("draft") is not None
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)
+        self.embedding_size = bundle.manifest.graph.hidden_size
 
     def with_adapter(self, adapter: str) -> Self:
         """The same model and worker as NAME:ADAPTER, which is computed with that adapter."""
@@ -70,6 +73,7 @@ class ServedModel:
             "owned_by": "export-llm",
             "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
             "has_chat_template": self.prompts.chat_template is not None,
+            "task": "text-generation",
         }
 
     @property
@@ -120,23 +124,28 @@ class ServedModel:
             raise invalid(param, str(error)) from error
 
 
+Served = ServedModel | ServedEncoder
+
+
 class ServedModels:
     """All models of a server, by name; iterating gives those that have a worker of their own."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[Served]) -> None:
         self._models = tuple(models)
-        adapted = [model.with_adapter(name) for model in models for name in model.adapters]
-        self._named = {model.name: model for model in (*models, *adapted)}
+        self.generators = [model for model in models if isinstance(model, ServedModel)]
+        self.encoders = [model for model in models if isinstance(model, ServedEncoder)]
+        adapted = [model.with_adapter(name) for model in self.generators for name in model.adapters]
+        self._named: dict[str, Served] = {model.name: model for model in (*models, *adapted)}
 
-    def __iter__(self) -> Iterator[ServedModel]:
+    def __iter__(self) -> Iterator[Served]:
         return iter(self._models)
 
     @property
-    def named(self) -> Iterable[ServedModel]:
+    def named(self) -> Iterable[Served]:
         """Whatever a request may name: models, and models with an adapter."""
         return self._named.values()
 
-    def get(self, name: str) -> ServedModel | None:
+    def get(self, name: str) -> Served | None:
         """The model of that name."""
         return self._named.get(name)
 
@@ -164,17 +173,27 @@ def open_models(
 ) -> ServedModels:
     """Check the bundles, by name, and read their tokenizers; the workers are started later.
 
-    ``loading`` are parameters of serving.load, for the others see WorkerOptions. Raises UserError
-    for a bundle that can't be served.
+    ``loading`` are parameters of serving.load and serving.load_encoder, of which each bundle gets
+    its own; for the others see WorkerOptions. Raises UserError for a bundle that can't be served.
     """
-    models = []
+    models: list[Served] = []
     for name, path in bundles.items():
         bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+        is_encoder = bundle.manifest.encoder is not None
+        loaded = {key: value for key, value in loading.items() if _applies(key, is_encoder)}
         # Checked once: a worker that takes another's place should be there soon.
-        loaded_again = {**loading, "verify": False}
-        options = WorkerOptions(path, loaded_again, target_latency, queue_limit, silent_seconds)
-        models.append(ServedModel(name, bundle, options))
+        loaded["verify"] = False
+        options = WorkerOptions(path, loaded, target_latency, queue_limit, silent_seconds)
+        served = ServedEncoder if is_encoder else ServedModel
+        models.append(served(name, bundle, options))
     return ServedModels(models)
+
+
+def _applies(parameter: str, is_encoder: bool) -> bool:
+    """Whether a parameter of loading is one for encoders, or for decoders."""
+    if is_encoder:
+        return parameter in ENCODER_OPTIONS
+    return parameter != "batch_tokens"
 
 
 def _default_sampling(bundle: Bundle) -> SamplingOptions:
