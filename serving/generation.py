@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class Model(Closing):
     One generation runs at a time, over the engine's first ``slots`` slots (default: all). Rows
     behind them keep what finished sequences computed, for prompts that begin alike. Without a
     ``tokenizer`` prompts must be token ids and texts are empty. ``adapters`` are the engine's
-    numbers of LoRA adapters by their names.
+    numbers of LoRA adapters by their names. ``defaults`` are options of ``generate`` that an
+    encoder-decoder's checkpoint wants for its outputs; whoever generates takes them, or not.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Model(Closing):
         draft: Engine | None = None,
         slots: int | None = None,
         adapters: Mapping[str, int] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
@@ -74,6 +76,7 @@ class Model(Closing):
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
         self.adapters = dict(adapters or {})
+        self.defaults = dict(defaults or {})
         source = engine.cache.source
         self._sequences = SequenceBuilder(
             self.prompts,

@@ -12,6 +12,7 @@ from serving.engine import Engine
 from serving.engine_plan import EnginePlan, Runtime
 from serving.errors import UserError
 from serving.generation import Model
+from serving.generation_config import generation_defaults
 from serving.prompts import PromptEncoder
 from serving.source_limits import choose_source_capacity, refuse_for_sources
 
@@ -112,6 +113,7 @@ def load(
         draft=engines[1] if draft is not None else None,
         slots=slots,
         adapters=tables.indices,
+        defaults=generation_defaults(opened) if source_capacity is not None else None,
     )
 
 

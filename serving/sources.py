@@ -107,8 +107,8 @@ class SourcePrompts:
                 f"{self._capacity}: shorten it, take context_overflow='truncate' or open the "
                 "bundle with a larger source_capacity=."
             )
-        end = len(ids)
-        while end > 1 and self._is_special(int(ids[end - 1])):
+        end, first = len(ids), len(ids) - self._capacity + 1
+        while end > first and self._is_special(int(ids[end - 1])):
             end -= 1
         ending = ids[end:]
         return np.concatenate((ids[: self._capacity - len(ending)], ending))

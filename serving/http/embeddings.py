@@ -11,6 +11,7 @@ from serving.engine import FloatArray
 from serving.errors import UserError
 from serving.http.access import Caller, find_model, requires
 from serving.http.api_description import BEARER, ERRORS
+from serving.http.encoder_decoder import refuse_encoder_decoder
 from serving.http.errors import from_user_error, invalid, unsupported
 from serving.http.event_stream import DisconnectedError, unless_disconnected
 from serving.http.request_record import record_of
@@ -79,6 +80,7 @@ def _embedding(index: int, vector: FloatArray, body: EmbeddingRequest) -> Embedd
 def _check_supported(body: EmbeddingRequest, model: ServedModel) -> None:
     if body.dimensions is not None:
         raise unsupported("dimensions", "This server's vectors have the model's own dimensions.")
+    refuse_encoder_decoder(model, "which gives no embeddings")
     opened = model.worker.opened
     if opened is not None and not opened.gives_embeddings:
         raise invalid(

@@ -14,6 +14,12 @@ from serving.bundle import Bundle, open_bundle
 from serving.chat import Message, Tool
 from serving.engine import IntArray
 from serving.errors import UserError
+from serving.http.encoder_decoder import (
+    EncoderDecoder,
+    check_source_capacity,
+    has_sources,
+    loading_for,
+)
 from serving.http.errors import invalid, queue_full, unavailable
 from serving.http.schemas.answers import Model
 from serving.http.token_texts import TokenTexts
@@ -21,7 +27,7 @@ from serving.loading import load_prompts
 from serving.prompts import PromptEncoder, TokenIds
 from serving.sampling import SamplingOptions, SamplingParameters
 from serving.worker.client import WorkerClient
-from serving.worker.messages import WorkerOptions
+from serving.worker.messages import Opened, WorkerOptions
 
 # What generation_config.json may say of sampling that this server's requests may say too.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -51,6 +57,7 @@ class ServedModel:
         self._queue_limit = options.queue_limit
         self.eos = bundle.manifest.tokens.eos
         self.has_draft = options.loading.get("draft") is not None
+        self.encoder_decoder = EncoderDecoder.of(bundle)
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)
 
@@ -69,18 +76,33 @@ class ServedModel:
             "created": self.fingerprint.created,
             "owned_by": "export-llm",
             "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
-            "has_chat_template": self.prompts.chat_template is not None,
+            "max_source_len": self.worker.opened.source_capacity if self.worker.opened else None,
+            "has_chat_template": self.takes_chats,
         }
+
+    @property
+    def takes_chats(self) -> bool:
+        """Whether it goes on with conversations."""
+        return self.prompts.chat_template is not None and self.encoder_decoder is None
 
     @property
     def capacity(self) -> int:
         """Most tokens of a sequence, prompt included; raises ApiError while there is no worker."""
+        return self._opened.capacity
+
+    @property
+    def source_capacity(self) -> int:
+        """Most tokens of an encoder-decoder's source; raises ApiError while there is no worker."""
+        return self._opened.source_capacity or 0
+
+    @property
+    def _opened(self) -> Opened:
         if self.worker.opened is None:
             raise unavailable(
                 f"The model {self.name!r} is being loaded: try again in some seconds.",
                 "model_loading",
             )
-        return self.worker.opened.capacity
+        return self.worker.opened
 
     def check_room(self, sequences: int) -> None:
         """Raise ApiError if the worker's queue has no room for so many more sequences.
@@ -167,12 +189,18 @@ def open_models(
     ``loading`` are parameters of serving.load, for the others see WorkerOptions. Raises UserError
     for a bundle that can't be served.
     """
+    opened = {
+        name: open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+        for name, path in bundles.items()
+    }
+    check_source_capacity(opened, loading)
     models = []
-    for name, path in bundles.items():
-        bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+    for name, bundle in opened.items():
         # Checked once: a worker that takes another's place should be there soon.
-        loaded_again = {**loading, "verify": False}
-        options = WorkerOptions(path, loaded_again, target_latency, queue_limit, silent_seconds)
+        loaded_again = {**loading_for(bundle, loading), "verify": False}
+        options = WorkerOptions(
+            bundles[name], loaded_again, target_latency, queue_limit, silent_seconds
+        )
         models.append(ServedModel(name, bundle, options))
     return ServedModels(models)
 
@@ -180,8 +208,11 @@ def open_models(
 def _default_sampling(bundle: Bundle) -> SamplingOptions:
     """What holds where a request says nothing: OpenAI's temperature of 1, or the bundle's own.
 
-    Raises UserError if generation_config.json has a value that no sampler takes.
+    Encoder-decoders have other defaults. Raises UserError if generation_config.json has a value
+    that no sampler takes.
     """
+    if has_sources(bundle):
+        return {}
     file = bundle.file("generation_config.json")
     config = json.loads(file.read_text("utf-8")) if file else {}
     given = {name: config[name] for name in _SAMPLING if config.get(name) is not None}

@@ -88,12 +88,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Worker to server: the bundle is open."""
+    """Worker to server: the bundle is open; encoder-decoders have a ``source_capacity``."""
 
     slots: int
     capacity: int
     vocab_size: int
     gives_embeddings: bool
+    source_capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

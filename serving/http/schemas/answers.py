@@ -127,7 +127,8 @@ class ChatCompletion(TypedDict):
 class Model(TypedDict):
     """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded.
 
-    One without a chat template only takes completions.
+    An encoder-decoder reads sources of ``max_source_len`` tokens. One without a chat template only
+    takes completions.
     """
 
     id: str
@@ -135,6 +136,7 @@ class Model(TypedDict):
     created: int
     owned_by: str
     max_model_len: int | None
+    max_source_len: int | None
     has_chat_template: bool
 
 
@@ -143,6 +145,13 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class TextToText(TypedDict):
+    """An output, under the names of both tasks."""
+
+    translation_text: str
+    summary_text: str
 
 
 class Status(TypedDict):
