@@ -19,6 +19,7 @@ from serving.draft_model import DraftModel
 from serving.embedding import Embedded, EmbeddedPrompt, Embeddings, Pooling
 from serving.engine import EmbeddingEngine, Engine, FloatArray
 from serving.errors import UserError
+from serving.generation_config import with_defaults
 from serving.mixed_decoder import MixedDecoder
 from serving.pacing import Pacing
 from serving.prefix_cache import PrefixCache
@@ -189,6 +190,16 @@ class Model(Closing):
     ) -> decoding.Sequence:
         """Return a sequence, ready for a scheduler; see SequenceBuilder.build."""
         return self._sequences.build(prompt, index, **options)
+
+    def completed(self, options: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+        """Options of ``generate``, and of the ``defaults`` those that go with them.
+
+        See generation_config.with_defaults.
+        """
+        if not self.defaults:
+            return dict(options)
+        most = self.engine.cache.capacity - 1  # an output goes on from one token
+        return with_defaults(options, self.defaults, most, stream=stream)
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Compile a constraint for request_queue.Job; see SequenceBuilder.matcher."""

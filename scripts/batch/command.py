@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from scripts.batch.generator import Generator
 from scripts.batch.lines import Key, Line
@@ -22,6 +23,7 @@ from serving.commands.options import (
     json_option,
     model_options,
 )
+from serving.commands.source_options import source_options
 from serving.errors import UserError
 
 
@@ -49,6 +51,10 @@ from serving.errors import UserError
 @click.option("--slots", type=click.IntRange(1), help="Lines of it at a time (default: 4).")
 @model_options
 @constraint_options
+@source_options
+@click.option("--num-beams", type=int, help="Beams of a search (1: no search).")
+@click.option("--length-penalty", type=float, help="Above 0 favours longer sequences.")
+@click.option("--no-repeat-ngram-size", type=int, help="So many tokens never come twice.")
 @json_option
 def main(
     bundle: Path,
@@ -60,19 +66,21 @@ def main(
     batch_size: int,
     gpus: float,
     slots: int | None,
+    source_capacity: int | None,
     opening: LoadOptions,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Generate from every line of INPUT with the model in BUNDLE, and add the results to OUTPUT.
 
-    A line is a JSON object with "prompt" (a text or token ids) or "messages", perhaps an "id" and
-    options of its own; its other fields are copied to its result. Lines that OUTPUT has already
-    aren't done again. The exit code is 1 if any line failed.
+    A line is a JSON object with "prompt" (a text or token ids; an encoder-decoder's source) or
+    "messages", perhaps an "id" and options of its own; its other fields are copied to its result.
+    Lines that OUTPUT has already aren't done again. The exit code is 1 if any line failed.
     """
     if local and (concurrency > 1 or address or gpus):
         raise click.UsageError("--local is without Ray: leave its options out.")
-    setting = (bundle, {**opening, "slots": slots}, options)
+    limits = {"slots": slots, "source_capacity": source_capacity}
+    setting = (bundle, {**opening, **limits}, _given(options))
     begin = perf_counter()
     try:
         _require_ray(local)
@@ -108,6 +116,16 @@ def main(
     click.echo(json.dumps(summary) if as_json else _sentence(summary))
     if failed:
         raise SystemExit(1)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that the command line has: the others are the checkpoint's to choose."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value
+        for name, value in options.items()
+        if source(name) is not ParameterSource.DEFAULT or name == "speculation"
+    }
 
 
 def _generate_here(

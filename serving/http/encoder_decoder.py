@@ -8,7 +8,6 @@ from serving.bundle import Bundle, SpecialTokens
 from serving.errors import UserError
 from serving.generation_config import generation_defaults
 from serving.http.errors import invalid
-from serving.loading import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
     from serving.http.served_model import ServedModel
@@ -38,14 +37,11 @@ def has_sources(bundle: Bundle) -> bool:
 def loading_for(bundle: Bundle, loading: Mapping[str, Any]) -> dict[str, Any]:
     """Of the parameters of serving.load for all bundles of a server, those for one of them.
 
-    Decoders have no sources. Of sources nothing is reused, so encoder-decoders have no prefix rows;
-    without ``slots`` they have as many as their checkpoint's search needs.
+    Decoders have no sources. Of sources nothing is reused, so encoder-decoders have no prefix rows.
     """
-    if not has_sources(bundle):
-        return {name: value for name, value in loading.items() if name != "source_capacity"}
-    beams = generation_defaults(bundle).get("num_beams", 1)
-    slots = loading.get("slots") or max(DEFAULT_SLOTS, beams)
-    return {**loading, "prefix_rows": 0, "slots": slots}
+    if has_sources(bundle):
+        return {**loading, "prefix_rows": 0}
+    return {name: value for name, value in loading.items() if name != "source_capacity"}
 
 
 def check_source_capacity(bundles: Mapping[str, Bundle], loading: Mapping[str, Any]) -> None:
