@@ -11,6 +11,10 @@ from serving.request_queue import Job
 # So many of the waiting sequences are looked at.
 LOOK_AHEAD = 32
 
+# A product with one row goes another way through ONNX Runtime, and is rounded otherwise: a source
+# of one token is encoded alone, so that it gives the same tokens whatever else waits.
+SHORTEST = 2
+
 # Lengths in a batch differ by so many tokens, or by this share of the first one's: what is padded
 # is computed for nothing.
 CLOSE_TOKENS = 8
@@ -37,7 +41,8 @@ class SourceBatches:
         """
         tokens = 0
         if job.source is None:
-            batch = [job] if self._kept else _batch(job, waiting, budget)
+            is_alone = bool(self._kept) or len(_source(job.sequence)) < SHORTEST
+            batch = [job] if is_alone else _batch(job, waiting, budget)
             sources = [_source(each.sequence) for each in batch]
             for each, encoded in zip(batch, self._engine.encode_ahead(sources), strict=True):
                 each.source = encoded
@@ -57,7 +62,8 @@ def _batch(first: Job, waiting: Iterable[Job], budget: int) -> list[Job]:
     def distance(job: Job) -> int:
         return abs(len(_source(job.sequence)) - length)
 
-    close = [job for job in islice(waiting, LOOK_AHEAD) if distance(job) <= most_apart]
+    ahead = [job for job in islice(waiting, LOOK_AHEAD) if len(_source(job.sequence)) >= SHORTEST]
+    close = [job for job in ahead if distance(job) <= most_apart]
     batch, longest = [first], length
     for job in sorted(close, key=distance):
         longest = max(longest, len(_source(job.sequence)))

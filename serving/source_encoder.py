@@ -20,12 +20,12 @@ class Encoded:
 
     def __init__(self, source: SourceCache, results: Sequence[Any], tokens: int) -> None:
         self._source = source
-        self._results = results
+        self.results = results
         self.tokens = tokens
 
     def put(self, slot: int) -> None:
         """Copy it into a slot's buffers."""
-        for buffer, result in zip(self._source.cache.buffers.values(), self._results, strict=True):
+        for buffer, result in zip(self._source.cache.buffers.values(), self.results, strict=True):
             assert isinstance(buffer, HostBuffer)
             buffer.array[slot, :, : self.tokens] = result[:, : self.tokens]
         self._source.lengths[slot] = self.tokens

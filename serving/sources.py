@@ -88,8 +88,10 @@ class SourcePrompts:
     def _language_token(self, language: str) -> int:
         tokenizer = self._prompts.require_tokenizer()
         for spelling in _SPELLINGS:
-            token = tokenizer.token_to_id(spelling.format(language))
-            if token is not None and token < self._prompts.vocab_size:
+            text = spelling.format(language)
+            token = tokenizer.token_to_id(text)
+            is_word = text == language and not _LANGUAGE.fullmatch(text)
+            if token is not None and token < self._prompts.vocab_size and not is_word:
                 return int(token)
         known = _languages(tokenizer)
         listed = f": this model knows {', '.join(known)}." if known else ", this model names none."
