@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from serving.engine import IntArray
+
 REPLACEMENT = "\ufffd"
 _BYTE_TOKENS = ("<0x%02X>", "<0x%02x>")
 
@@ -29,7 +31,7 @@ class Vocabulary:
             return self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return self.decode([*after, *token_ids])[len(self.decode(after)) :]
 
-    def ending(self, token_ids: Sequence[int]) -> list[int]:
+    def ending(self, token_ids: Sequence[int] | IntArray) -> list[int]:
         """What a text that goes on from ``token_ids`` is decoded after: the last of them, or none.
 
         A decoder may strip the space that a text begins with, and this one doesn't begin there. It

@@ -30,7 +30,7 @@ from serving.contract import (
     past_name,
     present_name,
 )
-from serving.engine import FloatArray, IntArray, as_float32
+from serving.engine import EncodedSource, FloatArray, IntArray, as_float32
 from serving.errors import UserError
 from serving.kernels import library
 from serving.kv_cache import STORAGE, KVCache, SourceCache, aligned_zeros
@@ -182,6 +182,11 @@ class OnnxRuntimeEngine(Closing):
         """Run the encoder on sources [n] for slots from the first on; see SourceEngine.encode."""
         assert self._encoder is not None, "not an encoder-decoder"
         self._encoder.run(sources, first_slot)
+
+    def encode_ahead(self, sources: Sequence[IntArray]) -> Sequence[EncodedSource]:
+        """Run the encoder on sources [n] in one batch; see SourceEngine.encode_ahead."""
+        assert self._encoder is not None, "not an encoder-decoder"
+        return self._encoder.ahead(sources)
 
     def hand_on(
         self,

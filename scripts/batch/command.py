@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from scripts.batch.encoder import EncoderOptions, EncoderRunner
 from scripts.batch.encoder_lines import RESULTS
@@ -26,6 +27,7 @@ from serving.commands.options import (
     model_options,
     refuse_given,
 )
+from serving.commands.source_options import source_options
 from serving.errors import UserError
 
 Runner = type[Generator] | type[EncoderRunner]
@@ -82,6 +84,10 @@ _FOR_ENCODERS = frozenset(
 )
 @model_options
 @constraint_options
+@source_options
+@click.option("--num-beams", type=int, help="Beams of a search (1: no search).")
+@click.option("--length-penalty", type=float, help="Above 0 favours longer sequences.")
+@click.option("--no-repeat-ngram-size", type=int, help="So many tokens never come twice.")
 @json_option
 def main(
     bundle: Path,
@@ -95,16 +101,17 @@ def main(
     slots: int | None,
     batch_tokens: int,
     overlap: int | None,
+    source_capacity: int | None,
     opening: LoadOptions,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Generate from every line of INPUT with the model in BUNDLE, and add the results to OUTPUT.
 
-    A line is a JSON object with "prompt" (a text or token ids) or "messages", perhaps an "id" and
-    options of its own; its other fields are copied to its result. For an encoder it has a "text",
-    or "question" and "context". Lines that OUTPUT has already aren't done again. The exit code is 1
-    if any line failed.
+    A line is a JSON object with "prompt" (a text or token ids; an encoder-decoder's source) or
+    "messages", perhaps an "id" and options of its own; its other fields are copied to its result.
+    For an encoder it has a "text", or "question" and "context". Lines that OUTPUT has already
+    aren't done again. The exit code is 1 if any line failed.
     """
     if local and (concurrency > 1 or address or gpus):
         raise click.UsageError("--local is without Ray: leave its options out.")
@@ -117,7 +124,8 @@ def main(
         if encoder is None:
             refuse_given({"batch_tokens", "overlap"}, "is for encoders: leave it out.")
             runner, field, tokens_of = Generator, "text", "new_tokens"
-            setting = (bundle, {**opening, "slots": slots}, options)
+            limits = {"slots": slots, "source_capacity": source_capacity}
+            setting = (bundle, {**opening, **limits}, _given(options))
         else:
             runner, field, tokens_of = EncoderRunner, RESULTS[encoder.task], "tokens"
             setting = (bundle, *_for_encoder(opening, options, batch_tokens, overlap))
@@ -177,6 +185,16 @@ def _for_encoder(
         "key_file": opening["key_file"],
     }
     return loaded, EncoderOptions(context_overflow=overflow, overlap=overlap)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that the command line has: the others are the checkpoint's to choose."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value
+        for name, value in options.items()
+        if source(name) is not ParameterSource.DEFAULT or name == "speculation"
+    }
 
 
 def _generate_here(runner: Runner, lines: list[Line], *setting: Any) -> Iterator[str]:

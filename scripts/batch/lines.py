@@ -7,14 +7,14 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from serving.errors import UserError
+from serving.generation import GenerateOptions
 from serving.result import Generation
-from serving.sequences import SequenceOptions
 
 # What a line is known by in the output: its own id, or its number in the input, counted from 1.
 Key = tuple[Literal["id", "line"], str | int]
 
 # A line may have any option of Model.generate that JSON can say.
-_OPTIONS = get_type_hints(SequenceOptions)
+_OPTIONS = get_type_hints(GenerateOptions)
 del _OPTIONS["constraint"]
 _OPTIONS["decoder_prompt"] = str | list[int] | None
 
@@ -47,7 +47,7 @@ class Task:
 
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
-    options: SequenceOptions
+    options: GenerateOptions
     carried: dict[str, Any]
 
 

@@ -58,6 +58,7 @@ _LOADING = (
     "adapters",
     "target",
     "capacity",
+    "source_capacity",
     "threads",
     "provider",
     "runtime",
@@ -198,7 +199,12 @@ def scheduling_options(command: Command) -> Command:
             "--prefix-rows",
             type=click.IntRange(0),
             default=8,
-            help="Rows of KV cache that keep ended sequences (default: 8).",
+            help="Rows of KV cache that keep ended sequences (default: 8; encoder-decoders: none).",
+        ),
+        click.option(
+            "--source-capacity",
+            type=click.IntRange(1),
+            help="Most tokens that an encoder-decoder reads.",
         ),
         click.option(
             "--target-latency",

@@ -14,6 +14,7 @@ from serving.engine import FloatArray
 from serving.errors import UserError
 from serving.http.access import Caller, find_model, requires
 from serving.http.api_description import BEARER, ERRORS
+from serving.http.encoder_decoder import refuse_encoder_decoder
 from serving.http.encoding import EncodingCall
 from serving.http.errors import from_user_error, invalid, unsupported
 from serving.http.event_stream import DisconnectedError, unless_disconnected
@@ -132,6 +133,7 @@ def _embedding(index: int, vector: FloatArray, body: EmbeddingRequest) -> Embedd
 
 
 def _check_supported(body: EmbeddingRequest, model: ServedModel) -> None:
+    refuse_encoder_decoder(model, "which gives no embeddings")
     if body.context_overflow == "segments" or body.overlap is not None:
         raise unsupported(
             "overlap" if body.overlap is not None else "context_overflow",

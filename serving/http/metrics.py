@@ -89,8 +89,8 @@ class TokenClock:
         self._intervals = intervals
         self._last: float | None = None
 
-    def tick(self) -> None:
-        """Take a token."""
+    def tick(self, tokens: int = 1) -> None:
+        """Take a token, or several that have come at once."""
         now = perf_counter()
         if self._last is None:
             self._first.observe(now - self._record.begin)
@@ -99,8 +99,8 @@ class TokenClock:
         else:
             self._intervals.observe(now - self._last)
         self._last = now
-        self._tokens.inc()
-        self._record.new_tokens += 1
+        self._tokens.inc(tokens)
+        self._record.new_tokens += tokens
 
 
 class _Workers:

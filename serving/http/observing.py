@@ -11,6 +11,8 @@ from serving.http.state import ServerState
 
 # Probes come every few seconds: they aren't logged.
 _PROBES = ("/health", "/ready", "/metrics")
+
+# What a server that ends doesn't begin any more.
 _API = ("/v1/", "/models/")
 
 

@@ -57,6 +57,7 @@ class ServedEncoder:
             "created": self._created,
             "owned_by": "export-llm",
             "max_model_len": self.encoder.max_length,
+            "max_source_len": None,
             "has_chat_template": False,
             "task": self.encoder.task,
         }

@@ -7,7 +7,8 @@ from typing import Any
 
 from serving.bundle import open_bundle
 from serving.errors import UserError
-from serving.loading import choose_engine
+from serving.loading import DEFAULT_CAPACITY, choose_engine
+from serving.source_limits import choose_source_capacity, refuse_for_sources
 from serving.triton.repository import CONFIG, version_numbers
 from serving.triton.roles import ROLES, Role
 from serving.triton.settings import Settings
@@ -142,6 +143,13 @@ def _check_bundle(version: Path, config: Any, role: Role) -> None:
     verify = settings.verify and role.has_engine  # the bundle is the same for all of an ensemble
     bundle = open_bundle(version / "bundle", verify, settings.key_file)
     choose_engine(bundle, settings.target)
+    source = bundle.manifest.graph.source
+    if choose_source_capacity(source, settings.source_capacity, DEFAULT_CAPACITY) is not None:
+        refuse_for_sources(
+            in_python=settings.runtime == "python" and settings.provider != "cuda",
+            has_draft=False,
+            keeps_prefixes=settings.prefix_rows > 0,
+        )
     adapters = version / "adapters"
     for adapter in adapters.iterdir() if adapters.is_dir() else ():
         read_adapter(adapter, bundle.manifest.graph.lora)

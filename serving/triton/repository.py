@@ -11,7 +11,6 @@ from pathlib import Path
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UserError
 from serving.loading import choose_engine
-from serving.source_limits import NOT_SERVED
 from serving.triton.config import ModelConfig
 from serving.triton.roles import ENGINE, SINGLE, STEPS, Role, ensemble_steps
 from serving.triton.settings import Settings
@@ -52,11 +51,10 @@ def write_version(deployment: Deployment, repository: Path) -> Path:
     _check_name(deployment.name)
     settings = deployment.settings
     bundle = open_bundle(deployment.bundle, settings.verify, settings.key_file)
-    if bundle.manifest.graph.source is not None:
-        raise UserError(NOT_SERVED)
     if deployment.is_ensemble:
         _check_ensemble(deployment, bundle)
     _check_form(deployment, repository)
+    deployment = replace(deployment, settings=settings.for_bundle(bundle))
     try:
         return _write(deployment, repository, _models(deployment, bundle))
     except OSError as error:
@@ -74,6 +72,11 @@ def _check_name(name: str) -> None:
 
 
 def _check_ensemble(deployment: Deployment, bundle: Bundle) -> None:
+    if bundle.manifest.graph.source is not None:
+        raise UserError(
+            "An encoder-decoder's engine needs the tokenizer itself, for the languages that its "
+            "outputs begin with: leave --ensemble out."
+        )
     if bundle.file("tokenizer.json") is None:
         raise UserError(
             "This bundle has no tokenizer.json, so there is nothing to do before and after its "

@@ -6,8 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from serving.bundle import Target
+from serving.bundle import Bundle, Target
 from serving.errors import UserError
+from serving.generation_config import generation_defaults
+from serving.loading import DEFAULT_CAPACITY
+from serving.source_limits import choose_source_capacity
 
 _SCHEDULING = {"target_latency", "queue_limit"}
 
@@ -23,6 +26,7 @@ class Settings(BaseModel):
     slots: PositiveInt = 8
     prefix_rows: int = 8
     capacity: PositiveInt | None = None
+    source_capacity: PositiveInt | None = None
     threads: PositiveInt | None = None
     prefill_chunk: PositiveInt = 512
     target: Target | None = None
@@ -33,6 +37,22 @@ class Settings(BaseModel):
     key_file: Path | None = None
     target_latency: PositiveFloat | None = None
     queue_limit: PositiveInt = 128
+
+    def for_bundle(self, bundle: Bundle) -> Self:
+        """Those that a bundle is opened with.
+
+        Of an encoder-decoder's sources nothing is reused, so it has no prefix rows; unless it is
+        told otherwise it has the slots that its checkpoint's search needs. Raises UserError if the
+        bundle has no such source capacity.
+        """
+        source = bundle.manifest.graph.source
+        choose_source_capacity(source, self.source_capacity, DEFAULT_CAPACITY)
+        if source is None:
+            return self
+        changed: dict[str, int] = {"prefix_rows": 0}
+        if "slots" not in self.model_fields_set:
+            changed["slots"] = max(self.slots, generation_defaults(bundle).get("num_beams", 1))
+        return self.model_copy(update=changed)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Self:

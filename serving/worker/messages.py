@@ -117,13 +117,15 @@ class Load:
 class Opened:
     """Worker to server: the bundle is open.
 
-    An encoder has no slots, and its capacity is that of one text.
+    An encoder has no slots, and its capacity is that of one text. Encoder-decoders have a
+    ``source_capacity``.
     """
 
     slots: int
     capacity: int
     vocab_size: int
     gives_embeddings: bool
+    source_capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from serving.encoders.model import EncoderModel
 from serving.errors import UserError
 from serving.generation import Model
 from serving.opening import load
-from serving.source_limits import NOT_SERVED
 from serving.worker.encoder_loop import EncoderLoop
 from serving.worker.loop import EngineLoop
 from serving.worker.messages import NotOpened, Opened, WorkerOptions
@@ -25,16 +24,20 @@ def work(options: WorkerOptions, server: Connection) -> None:
     if isinstance(model, EncoderModel):
         _serve_encoder(model, server)
         return
-    if model.is_encoder_decoder:
-        model.close()
-        server.send(NotOpened(NOT_SERVED))
-        return
     with model:
         scheduler = model.scheduler(
             target_latency=options.target_latency, queue_limit=options.queue_limit
         )
-        cache, engine = model.engine.cache, model.engine
-        server.send(Opened(model.slots, cache.capacity, engine.vocab_size, model.gives_embeddings))
+        cache = model.engine.cache
+        server.send(
+            Opened(
+                model.slots,
+                cache.capacity,
+                model.engine.vocab_size,
+                model.gives_embeddings,
+                cache.source.capacity if cache.source else None,
+            )
+        )
         try:
             EngineLoop(model, scheduler, server).run()
         except (EOFError, BrokenPipeError, ConnectionResetError):

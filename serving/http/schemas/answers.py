@@ -127,8 +127,8 @@ class ChatCompletion(TypedDict):
 class Model(TypedDict):
     """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded.
 
-    One without a chat template only takes completions. ``task`` is "text-generation" or an
-    encoder's.
+    An encoder-decoder reads sources of ``max_source_len`` tokens. One without a chat template only
+    takes completions. ``task`` is "text-generation" or an encoder's.
     """
 
     id: str
@@ -136,6 +136,7 @@ class Model(TypedDict):
     created: int
     owned_by: str
     max_model_len: int | None
+    max_source_len: int | None
     has_chat_template: bool
     task: str
 
@@ -145,6 +146,13 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class TextToText(TypedDict):
+    """An output, under the names of both tasks."""
+
+    translation_text: str
+    summary_text: str
 
 
 class Status(TypedDict):

@@ -40,6 +40,10 @@ def make_modest(body: dict[str, Any]) -> None:
         body.pop(name, None)
     for name in ("speculation", "tools", "tool_choice", "response_format", "top_logprobs"):
         body.pop(name, None)
+    for name in ("num_beams", "length_penalty", "early_stopping"):
+        body.pop(name, None)
+    for name in ("source_language", "target_language"):
+        body.pop(name, None)
     body["max_tokens"] = 8
     if "prompt" in body:
         body |= {"prompt": "hello", "echo": False}

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from serving import decoding
+from serving.beam_search import BeamParameters
 from serving.decoding import Limits, Token
 from serving.detokenizer import Vocabulary
 from serving.errors import UserError
@@ -17,7 +18,7 @@ from serving.sampling import SamplingParameters
 from serving.triton.answers import Answer
 from serving.triton.ensemble.engine_answers import EngineAnswer
 from serving.triton.ensemble.handover import Handover, tokenizer_digest
-from serving.triton.requests import Array, TritonRequest, read_request
+from serving.triton.requests import Array, TritonRequest
 from tests.serving.test_detokenizer import TEXTS, TOKENIZERS, byte_level
 
 PROMPT = np.array([1, 2, 3])
@@ -99,8 +100,8 @@ def test_what_travels_does_not_grow() -> None:
 def test_beams_have_a_text_each() -> None:
     tokenizer = byte_level()
     vocabulary = Vocabulary(tokenizer)
-    width = {"beam_width": np.array([[2]]), "input_ids": np.array([[1]])}
-    answer = EngineAnswer(read_request(width), PROMPT, Handover(prefix="> "), vocabulary)
+    request = TritonRequest([1], {}, BeamParameters(2))
+    answer = EngineAnswer(request, PROMPT, Handover(prefix="> "), vocabulary)
     beams = [
         Generation(token_ids=tokenizer.encode(text).ids, text=text, score=-1.0)
         for text in ("héllo 😀", " no")
