@@ -1,19 +1,26 @@
 """An opened encoder: texts in, what its task is for out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from serving.bundle import EncoderInfo, SpecialTokens
 from serving.closing import Closing
-from serving.contract import EMBEDDINGS, LOGITS, LOGITS_POSITIONS
-from serving.encoders import answers, spans
+from serving.contract import EMBEDDINGS, LOGITS_POSITIONS
+from serving.encoders import reading
 from serving.encoders.batching import micro_batches, stacked
-from serving.encoders.contract import END_LOGITS, START_LOGITS, Task
+from serving.encoders.contract import Task, output_names
 from serving.encoders.engine import EncoderEngine
 from serving.encoders.results import Answer, Candidate, Classification, Span, TextEmbeddings
-from serving.encoders.texts import ContextOverflow, EncodedText, Segment, Text, TextEncoder
+from serving.encoders.texts import (
+    ContextOverflow,
+    EncodedText,
+    Segment,
+    Text,
+    TextEncoder,
+    text_name,
+)
 from serving.engine import FloatArray, IntArray
 from serving.errors import UserError
 
@@ -67,15 +74,11 @@ class EncoderModel(Closing):
         """
         self._require("embed")
         encoded = self.texts.encode(_listed(texts), context_overflow, overlap)
-        (vectors,) = self._run(encoded, (EMBEDDINGS,))
-        pooled = [
-            _mean(text, each) if len(each) > 1 else each[0]
-            for text, each in zip(encoded, vectors, strict=True)
+        vectors = [
+            reading.embedding(self.encoder, text, rows)
+            for text, (rows,) in zip(encoded, self.run(encoded), strict=True)
         ]
-        joined = np.stack(pooled) if pooled else np.zeros((0, self.encoder.hidden_size or 0))
-        if self.encoder.normalize:
-            lengths = np.linalg.norm(joined, axis=1, keepdims=True)
-            joined = joined / np.where(lengths > 0, lengths, 1)
+        joined = np.stack(vectors) if vectors else np.zeros((0, self.encoder.hidden_size or 0))
         return TextEmbeddings(
             joined.astype(np.float32),
             [text.token_count for text in encoded],
@@ -94,24 +97,10 @@ class EncoderModel(Closing):
         self._require("text-classification")
         listed = [texts] if isinstance(texts, (str, tuple)) else list(texts)
         encoded = self.texts.encode(listed, context_overflow, overlap)
-        (logits,) = self._run(encoded, (LOGITS,))
-        is_alone = self.encoder.is_multi_label or len(self.encoder.labels) == 1
-        results = []
-        for text, own in zip(encoded, logits, strict=True):
-            rows = np.stack(own).astype(np.float64)
-            scores = 1 / (1 + np.exp(-rows)) if is_alone else answers.softmax(rows)
-            mean = _mean(text, list(scores))
-            order = np.argsort(-mean, kind="stable")
-            results.append(
-                Classification(
-                    tuple(self.encoder.labels[index] for index in order),
-                    tuple(float(mean[index]) for index in order),
-                    text.token_count,
-                    text.is_truncated,
-                    len(text.segments),
-                )
-            )
-        return results
+        return [
+            reading.classification(self.encoder, text, rows)
+            for text, (rows,) in zip(encoded, self.run(encoded), strict=True)
+        ]
 
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[list[Candidate]]:
         """The likeliest ``top_k`` tokens for each mask in a text; raises UserError if it has none.
@@ -119,21 +108,10 @@ class EncoderModel(Closing):
         A text that is too long is refused.
         """
         self._require("fill-mask")
-        mask, tokenizer = self.encoder.mask_token, self.texts.tokenizer
-        if mask is None:
-            raise UserError("This bundle's tokenizer has no mask token: export another checkpoint.")
-        (encoded,) = self.texts.encode([text], "refuse")
-        ids = encoded.segments[0].tokens.ids
-        places = [place for place, token in enumerate(ids) if token == mask]
-        if not places:
-            raise UserError(f"The text has no {tokenizer.id_to_token(mask)}: put one in it.")
-        inputs = self._inputs([encoded.segments[0]])
-        inputs[LOGITS_POSITIONS] = np.array([places])
-        (logits,) = self.engine.run(inputs, (LOGITS,))
-        return [
-            answers.candidates(tokenizer, ids, place, row, top_k)
-            for place, row in zip(places, logits[0], strict=True)
-        ]
+        encoded = self.texts.encode([text], "refuse")
+        self.check_masks(encoded)
+        ((rows,),) = self.run(encoded)
+        return reading.filled_masks(self.texts.tokenizer, self.encoder, encoded[0], rows, top_k)
 
     def label_tokens(
         self,
@@ -150,9 +128,8 @@ class EncoderModel(Closing):
         """
         self._require("token-classification")
         (encoded,) = self.texts.encode([text], context_overflow, overlap)
-        ((logits,),) = self._run([encoded], (LOGITS,))
-        labelled = spans.label(text, encoded.segments, logits, self.encoder.labels)
-        return spans.group(text, labelled) if grouped else labelled
+        ((rows,),) = self.run([encoded])
+        return reading.labelled_spans(self.encoder, encoded, text, rows, grouped=grouped)
 
     def answer(
         self,
@@ -169,20 +146,36 @@ class EncoderModel(Closing):
         """
         self._require("question-answering")
         (encoded,) = self.texts.encode([(question, context)], context_overflow, overlap)
-        starts, ends = self._run([encoded], (START_LOGITS, END_LOGITS))
-        best = max(
-            answers.best_span(segment, start, end, max_answer_tokens)
-            for segment, start, end in zip(encoded.segments, starts[0], ends[0], strict=True)
-        )
-        return Answer(
-            context[best.start : best.end],
-            best.score,
-            best.start,
-            best.end,
-            encoded.token_count,
-            encoded.is_truncated,
-            len(encoded.segments),
-        )
+        ((starts, ends),) = self.run([encoded])
+        return reading.answer(encoded, context, starts, ends, max_answer_tokens)
+
+    def check_masks(self, texts: Sequence[EncodedText]) -> None:
+        """Raise UserError if one of the texts has no mask to fill."""
+        mask, tokenizer = self.encoder.mask_token, self.texts.tokenizer
+        if mask is None:
+            raise UserError("This bundle's tokenizer has no mask token: export another checkpoint.")
+        for index, text in enumerate(texts):
+            if mask not in text.segments[0].tokens.ids:
+                which, token = text_name(index, len(texts)), tokenizer.id_to_token(mask)
+                raise UserError(f"{which} has no {token}: put one in it.")
+
+    def run(self, texts: Sequence[EncodedText]) -> list[list[list[FloatArray]]]:
+        """Of each text, each output of its task and each of its segments: the row.
+
+        Rows of tokens may go on behind the text's, where padding was. Of embeddings it is the
+        vectors alone.
+        """
+        outputs = (EMBEDDINGS,) if self.encoder.task == "embed" else output_names(self.encoder.task)
+        segments = [segment for text in texts for segment in text.segments]
+        none: FloatArray = np.zeros(0, np.float32)
+        rows = [[none] * len(segments) for _ in outputs]
+        for batch in self._batches(segments):
+            inputs = self._inputs([segments[index] for index in batch])
+            for own, array in zip(rows, self.engine.run(inputs, outputs), strict=True):
+                for index, row in zip(batch, array, strict=True):
+                    own[index] = row
+        remaining = [iter(own) for own in rows]
+        return [[[next(own) for _ in text.segments] for own in remaining] for text in texts]
 
     def close(self) -> None:
         """Free the engine."""
@@ -195,35 +188,31 @@ class EncoderModel(Closing):
                 f"checkpoint with a head for that, with --task {task}."
             )
 
+    def _batches(self, segments: Sequence[Segment]) -> Iterator[list[int]]:
+        """Indices of the segments of each batch, which have as many masks as each other.
+
+        So no row of logits, which are as many as the vocabulary has tokens, is of no mask.
+        """
+        masks = [len(self._mask_places(segment)) for segment in segments]
+        for count in sorted(set(masks)):
+            alike = [index for index, own in enumerate(masks) if own == count]
+            lengths = [len(segments[index].tokens.ids) for index in alike]
+            for batch in micro_batches(lengths, self._batch_tokens):
+                yield [alike[index] for index in batch]
+
+    def _mask_places(self, segment: Segment) -> list[int]:
+        """Where logits are wanted, if only there."""
+        if self.encoder.task != "fill-mask":
+            return []
+        return reading.mask_places(self.encoder, segment.tokens.ids)
+
     def _inputs(self, segments: Sequence[Segment]) -> dict[str, IntArray]:
         tokens = [segment.tokens for segment in segments]
-        return stacked(tokens, self._pad, token_types=self.encoder.token_types)
-
-    def _run(
-        self, texts: Sequence[EncodedText], outputs: Sequence[str]
-    ) -> list[list[list[FloatArray]]]:
-        """Of each output, each text and each of its segments: the row, without padding."""
-        segments = [segment for text in texts for segment in text.segments]
-        lengths = [len(segment.tokens.ids) for segment in segments]
-        rows: list[list[FloatArray]] = [[np.zeros(0, np.float32)] * len(segments) for _ in outputs]
-        for batch in micro_batches(lengths, self._batch_tokens):
-            inputs = self._inputs([segments[index] for index in batch])
-            for own, array in zip(rows, self.engine.run(inputs, outputs), strict=True):
-                for index, row in zip(batch, array, strict=True):
-                    own[index] = row
-        by_text: list[list[list[FloatArray]]] = []
-        for own in rows:
-            remaining = iter(own)
-            by_text.append([[next(remaining) for _ in text.segments] for text in texts])
-        return by_text
+        inputs = stacked(tokens, self._pad, token_types=self.encoder.token_types)
+        if self.encoder.task == "fill-mask":
+            inputs[LOGITS_POSITIONS] = np.array([self._mask_places(each) for each in segments])
+        return inputs
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
-
-
-def _mean(text: EncodedText, rows: Sequence[FloatArray]) -> FloatArray:
-    """The mean of what the segments of a text gave, weighted with the tokens new in each."""
-    weights = [segment.new for segment in text.segments]
-    mean: FloatArray = np.average(np.stack(rows), axis=0, weights=weights)
-    return mean
