@@ -9,6 +9,8 @@ from serving.contract import ATTENTION_MASK, INPUT_IDS
 from serving.encoders.contract import TOKEN_TYPE_IDS
 from serving.engine import IntArray
 
+BATCH_TOKENS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:

@@ -9,7 +9,7 @@ from serving.bundle import EncoderInfo, SpecialTokens
 from serving.closing import Closing
 from serving.contract import EMBEDDINGS, LOGITS_POSITIONS
 from serving.encoders import reading
-from serving.encoders.batching import micro_batches, stacked
+from serving.encoders.batching import BATCH_TOKENS, micro_batches, stacked
 from serving.encoders.contract import Task, output_names
 from serving.encoders.engine import EncoderEngine
 from serving.encoders.results import Answer, Candidate, Classification, Span, TextEmbeddings
@@ -27,7 +27,8 @@ from serving.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH_TOKENS = 4096
+# Of each output and each segment: the row.
+Rows = list[list[FloatArray]]
 
 
 class EncoderModel(Closing):
@@ -159,8 +160,8 @@ class EncoderModel(Closing):
                 which, token = text_name(index, len(texts)), tokenizer.id_to_token(mask)
                 raise UserError(f"{which} has no {token}: put one in it.")
 
-    def run(self, texts: Sequence[EncodedText]) -> list[list[list[FloatArray]]]:
-        """Of each text, each output of its task and each of its segments: the row.
+    def run(self, texts: Sequence[EncodedText]) -> list[Rows]:
+        """What the graph gives for each text.
 
         Rows of tokens may go on behind the text's, where padding was. Of embeddings it is the
         vectors alone.
@@ -210,7 +211,9 @@ class EncoderModel(Closing):
         tokens = [segment.tokens for segment in segments]
         inputs = stacked(tokens, self._pad, token_types=self.encoder.token_types)
         if self.encoder.task == "fill-mask":
-            inputs[LOGITS_POSITIONS] = np.array([self._mask_places(each) for each in segments])
+            inputs[LOGITS_POSITIONS] = np.array(
+                [self._mask_places(each) for each in segments], np.int64
+            )
         return inputs
 
 

@@ -7,32 +7,16 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from serving.bundle import Target
+from serving.encoders.batching import BATCH_TOKENS
 from serving.errors import UserError
 
 _SCHEDULING = {"target_latency", "queue_limit"}
 
 
-class Settings(BaseModel):
-    """Parameters of serving.load, and ``target_latency`` (seconds) and ``queue_limit``.
-
-    For these two see Model.scheduler.
-    """
+class Parameters(BaseModel):
+    """Settings that config.pbtxt spells as texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    slots: PositiveInt = 8
-    prefix_rows: int = 8
-    capacity: PositiveInt | None = None
-    threads: PositiveInt | None = None
-    prefill_chunk: PositiveInt = 512
-    target: Target | None = None
-    provider: Literal["cpu", "cuda"] | None = None
-    runtime: Literal["python", "native"] = "python"
-    prepack: bool = False
-    verify: bool = True
-    key_file: Path | None = None
-    target_latency: PositiveFloat | None = None
-    queue_limit: PositiveInt = 128
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Self:
@@ -57,6 +41,27 @@ class Settings(BaseModel):
             for name, value in given.items()
         }
 
+
+class Settings(Parameters):
+    """Parameters of serving.load, and ``target_latency`` (seconds) and ``queue_limit``.
+
+    For these two see Model.scheduler.
+    """
+
+    slots: PositiveInt = 8
+    prefix_rows: int = 8
+    capacity: PositiveInt | None = None
+    threads: PositiveInt | None = None
+    prefill_chunk: PositiveInt = 512
+    target: Target | None = None
+    provider: Literal["cpu", "cuda"] | None = None
+    runtime: Literal["python", "native"] = "python"
+    prepack: bool = False
+    verify: bool = True
+    key_file: Path | None = None
+    target_latency: PositiveFloat | None = None
+    queue_limit: PositiveInt = 128
+
     @property
     def loading(self) -> dict[str, Any]:
         """Parameters of serving.load."""
@@ -66,3 +71,22 @@ class Settings(BaseModel):
     def scheduling(self) -> dict[str, Any]:
         """Parameters of Model.scheduler."""
         return self.model_dump(include=_SCHEDULING)
+
+
+class EncoderSettings(Parameters):
+    """Parameters of serving.load_encoder.
+
+    ``mask_token`` is for clients to read: what stands for a word to be filled in.
+    """
+
+    target: Target | None = None
+    threads: PositiveInt | None = None
+    batch_tokens: PositiveInt = BATCH_TOKENS
+    verify: bool = True
+    key_file: Path | None = None
+    mask_token: str | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Parameters of serving.load_encoder."""
+        return self.model_dump(exclude={"mask_token"})
