@@ -155,7 +155,7 @@ def instance_threads(config: Mapping[str, Any], threads: int | None) -> int | No
     """Threads of an engine: as many as are asked for, or else its share of the cores."""
     from serving.onnxruntime import physical_cores
 
-    instances = sum(group.get("count", 1) for group in config.get("instance_group", ()))
+    instances: int = sum(group.get("count", 1) for group in config.get("instance_group", ()))
     if threads is None and instances > 1:
         return max(1, physical_cores() // instances)
     return threads
