@@ -141,33 +141,21 @@ def triton(
     from serving.triton.repository import Deployment, write_version
     from serving.triton.settings import EncoderSettings, Settings
 
-    opened = open_bundle(bundle, verify=False, key_file=settings["key_file"])
+    shared: dict[str, Any] = {"instances": instances, "versions": versions, "copies": copies}
     name = name or bundle.resolve().name
+    opened = open_bundle(bundle, verify=False, key_file=settings["key_file"])
     if opened.manifest.encoder is not None:
         refuse_given(_GENERATING, "is for models that generate text: leave it out for an encoder.")
         given = given_options(settings)
         batching = DynamicBatching(**{key: given.pop(key) for key in _BATCHING & given.keys()})
-        deployment = Deployment(
-            bundle,
-            name,
-            EncoderSettings(**given),
-            instances,
-            versions,
-            copies=copies,
-            batching=batching,
-        )
+        encoding = EncoderSettings.from_options(given)
+        deployment = Deployment(bundle, name, encoding, batching=batching, **shared)
     else:
         refuse_given(_ENCODING, "is for encoders: leave it out for a model that generates text.")
-        values = {key: value for key, value in settings.items() if value is not None}
+        values = {key: settings[key] for key in settings.keys() - _ENCODING}
+        generating = Settings.from_options(values)
         deployment = Deployment(
-            bundle,
-            name,
-            Settings(**{key: values[key] for key in values.keys() - _ENCODING}),
-            instances,
-            versions,
-            adapters,
-            copies,
-            is_ensemble,
+            bundle, name, generating, adapters=adapters, is_ensemble=is_ensemble, **shared
         )
     written = write_version(deployment, repository)
     click.echo(f"{deployment.name}: version {written.name} in {repository}")

@@ -21,15 +21,25 @@ class Parameters(BaseModel):
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Self:
         """Read the parameters of a config.pbtxt; raises UserError for unknown or bad ones."""
+        known = ", ".join(cls.model_fields)
+        remedy = f"mend it; there are {known}."
+        return cls._checked(parameters, "The parameter {!r} in config.pbtxt", remedy)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Take a command's options, None for those left out; raises UserError for bad ones."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls._checked(given, "The option {!r}", "change it.")
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], what: str, remedy: str) -> Self:
         try:
-            return cls.model_validate(dict(parameters))
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
-            known = ", ".join(cls.model_fields)
             raise UserError(
-                f"The parameter {name!r} in config.pbtxt can't be used ({first['msg']}): mend it; "
-                f"there are {known}."
+                f"{what.format(name)} can't be used ({first['msg']}): {remedy}"
             ) from error
 
     @property

@@ -45,9 +45,10 @@ def test_the_command_writes_what_it_is_told(encoder: Encoders, tmp_path: Path) -
         (("--ensemble",), "--ensemble is for models that generate text"),
         (("--provider", "cuda"), "--provider is for models that generate text"),
         (("--target", "tensorrt"), "no engine for tensorrt"),
+        (("--threads", 0), "'threads' can't be used (Input should be greater than 0)"),
     ],
 )
-def test_what_is_for_decoders_alone(
+def test_options_that_cannot_be(
     encoder: Encoders, tmp_path: Path, options: tuple[object, ...], reason: str
 ) -> None:
     code, output = run(encoder("sentences") / "bundle", tmp_path / "models", *options)
