@@ -35,7 +35,7 @@ from serving.triton.repository import CONFIG, Deployment, write_version
 from serving.triton.settings import EncoderSettings
 
 CLIENTS = (1, 8, 32)
-TEXTS = 96  # of a run
+TEXTS = 64  # of a run
 BATCHED, UNBATCHED = "batched", "unbatched"
 
 Contestant = Callable[[list[str], int], object]
