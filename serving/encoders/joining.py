@@ -78,15 +78,20 @@ def classification(
     )
 
 
-def with_masks(encoder: EncoderInfo, tokenizer: "Tokenizer", text: EncodedText) -> EncodedText:
-    """A text of one segment that asks for its masks' logits; raises UserError if it has none."""
+def with_masks(
+    encoder: EncoderInfo, tokenizer: "Tokenizer", text: EncodedText, name: str = "The text"
+) -> EncodedText:
+    """A text of one segment that asks for its masks' logits; raises UserError if it has none.
+
+    ``name`` is what the error calls it.
+    """
     mask = encoder.mask_token
     if mask is None:
         raise UserError("This bundle's tokenizer has no mask token: export another checkpoint.")
     (segment,) = text.segments
     places = [place for place, token in enumerate(segment.tokens.ids) if token == mask]
     if not places:
-        raise UserError(f"The text has no {tokenizer.id_to_token(mask)}: put one in it.")
+        raise UserError(f"{name} has no {tokenizer.id_to_token(mask)}: put one in it.")
     return EncodedText((replace(segment, tokens=replace(segment.tokens, positions=places)),))
 
 

@@ -7,7 +7,7 @@ from serving.bundle import EncoderInfo, SpecialTokens
 from serving.closing import Closing
 from serving.contract import EMBEDDINGS
 from serving.encoders import joining
-from serving.encoders.batching import Tokens, micro_batches, stacked
+from serving.encoders.batching import BATCH_TOKENS, Tokens, micro_batches, stacked
 from serving.encoders.contract import Task, is_per_token, output_names
 from serving.encoders.engine import EncoderEngine
 from serving.encoders.joining import Row
@@ -18,8 +18,6 @@ from serving.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-BATCH_TOKENS = 4096
 
 
 class EncoderModel(Closing):
@@ -66,7 +64,7 @@ class EncoderModel(Closing):
         """
         self._require("embed")
         encoded = self.texts.encode(_listed(texts), context_overflow, overlap)
-        return joining.embeddings(self.encoder, encoded, self._run(encoded))
+        return joining.embeddings(self.encoder, encoded, self.run(encoded))
 
     def classify(
         self,
@@ -81,7 +79,7 @@ class EncoderModel(Closing):
         encoded = self.texts.encode(listed, context_overflow, overlap)
         return [
             joining.classification(self.encoder, text, rows)
-            for text, rows in zip(encoded, self._run(encoded), strict=True)
+            for text, rows in zip(encoded, self.run(encoded), strict=True)
         ]
 
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[list[Candidate]]:
@@ -92,7 +90,7 @@ class EncoderModel(Closing):
         self._require("fill-mask")
         (encoded,) = self.texts.encode([text], "refuse")
         masked = joining.with_masks(self.encoder, self.texts.tokenizer, encoded)
-        (rows,) = self._run([masked])
+        (rows,) = self.run([masked])
         return joining.candidates(self.texts.tokenizer, masked, rows, top_k)
 
     def label_tokens(
@@ -110,7 +108,7 @@ class EncoderModel(Closing):
         """
         self._require("token-classification")
         (encoded,) = self.texts.encode([text], context_overflow, overlap)
-        (rows,) = self._run([encoded])
+        (rows,) = self.run([encoded])
         return joining.labelled_spans(self.encoder, text, encoded, rows, grouped=grouped)
 
     def answer(
@@ -128,9 +126,18 @@ class EncoderModel(Closing):
         """
         self._require("question-answering")
         (encoded,) = self.texts.encode([(question, context)], context_overflow, overlap)
-        (rows,) = self._run([encoded])
+        (rows,) = self.run([encoded])
         (best,) = joining.likeliest_answers(context, encoded, rows, max_answer_tokens)
         return best
+
+    def run(self, texts: Sequence[EncodedText]) -> list[list[Row]]:
+        """What the graph gives for each text and each of its segments, see run_batch."""
+        tokens = [segment.tokens for text in texts for segment in text.segments]
+        rows: list[Row] = [()] * len(tokens)
+        for batch in micro_batches([each.size for each in tokens], self.batch_tokens):
+            for index, row in zip(batch, self.run_batch([tokens[i] for i in batch]), strict=True):
+                rows[index] = row
+        return joining.rows_of_texts(texts, rows)
 
     def run_batch(self, batch: Sequence[Tokens]) -> list[Row]:
         """What the graph gives for each text of a batch: its outputs in order, without padding.
@@ -160,15 +167,6 @@ class EncoderModel(Closing):
                 f"This bundle's encoder is for {self.encoder.task}, not for {task}: export a "
                 f"checkpoint with a head for that, with --task {task}."
             )
-
-    def _run(self, texts: Sequence[EncodedText]) -> list[list[Row]]:
-        """What the graph gives for each text and each of its segments."""
-        tokens = [segment.tokens for text in texts for segment in text.segments]
-        rows: list[Row] = [()] * len(tokens)
-        for batch in micro_batches([each.size for each in tokens], self.batch_tokens):
-            for index, row in zip(batch, self.run_batch([tokens[i] for i in batch]), strict=True):
-                rows[index] = row
-        return joining.rows_of_texts(texts, rows)
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:

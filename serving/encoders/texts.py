@@ -65,9 +65,10 @@ class TextEncoder:
             if len(encoding.ids) <= self.max_length:
                 encoded.append(EncodedText((_whole(encoding),)))
             elif context_overflow == "refuse":
+                which = text_name(index, len(texts))
                 raise UserError(
-                    f"{_which(index, texts)} has {len(encoding.ids):,} tokens, and this model "
-                    f"takes {self.max_length:,}: shorten it, or have long texts truncated or split "
+                    f"{which} has {len(encoding.ids):,} tokens, and this model takes "
+                    f"{self.max_length:,}: shorten it, or have long texts truncated or split "
                     "into segments."
                 )
             else:
@@ -88,7 +89,7 @@ class TextEncoder:
             )
         for index, text in enumerate(texts):
             for part in (text,) if isinstance(text, str) else text:
-                _check_text(_which(index, texts), part)
+                _check_text(text_name(index, len(texts)), part)
 
     def _cut(
         self, encoding: Any, is_pair: bool, context_overflow: ContextOverflow, overlap: int | None
@@ -137,8 +138,9 @@ def _segment(
     return Segment(tokens, offsets, sequences, max(new, 1))
 
 
-def _which(index: int, texts: Sequence[Text]) -> str:
-    return f"Text {index + 1}" if len(texts) > 1 else "The text"
+def text_name(index: int, count: int) -> str:
+    """What a sentence calls one of so many texts."""
+    return f"Text {index + 1}" if count > 1 else "The text"
 
 
 def _check_text(which: str, text: str) -> None:

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from serving.bundle import Bundle
 from serving.encoders import joining
-from serving.encoders.batching import Tokens
+from serving.encoders.batching import BATCH_TOKENS, Tokens
 from serving.encoders.joining import Row
-from serving.encoders.model import BATCH_TOKENS
 from serving.encoders.texts import ContextOverflow, EncodedText, Segment, Text, TextEncoder
 from serving.errors import UserError
 from serving.http.errors import invalid, queue_full, unavailable

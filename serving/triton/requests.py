@@ -117,6 +117,14 @@ def read_prompt(tensors: Mapping[str, Array]) -> tuple[Prompt, bool]:
     return _prompt(values), _echoes(values)
 
 
+def decoded(name: str, value: bytes) -> str:
+    """A string of the tensor ``name``; raises UserError if it isn't UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} isn't UTF-8 ({error}): encode it so.") from error
+
+
 class _Values:
     """The tensors' values as Python's: of strings and lists what isn't empty."""
 
@@ -146,10 +154,7 @@ class _Values:
 
     def _value(self, name: str, value: Any) -> Any:
         if isinstance(value, bytes):
-            try:
-                return value.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{name} isn't UTF-8 ({error}): encode it so.") from error
+            return decoded(name, value)
         if isinstance(value, np.floating):
             return float(str(value))  # 0.9 as the client wrote it, not its nearest float32
         return value.item() if isinstance(value, np.generic) else value

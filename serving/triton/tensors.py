@@ -7,17 +7,23 @@ of one request in front: [1, ...].
 from dataclasses import dataclass
 from typing import Literal
 
-DataType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_UINT64", "TYPE_FP32", "TYPE_BOOL"]
+DataType = Literal[
+    "TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_UINT64", "TYPE_FP32", "TYPE_BOOL"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as config.pbtxt declares it; ``dims`` are those behind the batch, -1 any number."""
+    """A tensor as config.pbtxt declares it; ``dims`` are those behind the batch, -1 any number.
+
+    Requests may be batched in which an ``is_ragged`` one has different shapes.
+    """
 
     name: str
     data_type: DataType
     dims: tuple[int, ...] = (1,)
     optional: bool = True
+    is_ragged: bool = False
 
 
 TEXT_INPUT = TensorSpec("text_input", "TYPE_STRING")
