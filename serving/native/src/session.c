@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { DEFAULT_CAPACITY = 4096, DEFAULT_CHUNK = 512, MOST_ROWS = 1024 };
+enum { DEFAULT_CAPACITY = 4096, DEFAULT_CHUNK = 128, MOST_ROWS = 1024 };
 
 static llm_status choose_capacity(const Manifest *manifest, size_t wanted, size_t *capacity,
                                   llm_error *error) {
