@@ -50,7 +50,7 @@ typedef enum llm_status {
     LLM_OUT_OF_MEMORY = 6,
     LLM_NO_ROOM = 7,       /* The tokens, or what is written, don't fit. */
     LLM_ENGINE_FAILED = 8, /* ONNX Runtime refused or failed; the message is its own. */
-    LLM_NOT_A_NUMBER = 9,  /* The engine returned NaN: its precision overflows. */
+    LLM_NOT_A_NUMBER = 9,  /* The engine returned NaN or infinity: its precision overflows. */
 } llm_status;
 
 /* What went wrong, in a sentence. Functions take a pointer to one, which may be NULL, and write it
