@@ -92,5 +92,7 @@ def test_a_draft_model_without_numbers_changes_no_text(value: float, temperature
 
     draft = Broken(slots=2, capacity=100)
     model = Model(CountingEngine(slots=2, capacity=100), SpecialTokens(), draft=draft)
-    result = model.generate([3, 1, 4], max_new_tokens=20, temperature=temperature, top_k=1)
+    options = {"temperature": temperature, "top_k": 1, "speculation": "draft"}
+    result = model.generate([3, 1, 4], max_new_tokens=20, **options)  # type: ignore[arg-type]
+    assert draft.steps
     assert result.token_ids == continuation([3, 1, 4], 20)
