@@ -100,7 +100,7 @@ class DraftSlot:
 
 
 def _finite(scores: FloatArray) -> FloatArray:
-    """Zeros in place of a broken model's scores: any guess will do, the larger model verifies it."""
+    """Zeros in place of a broken model's scores: any guess will do, as it is verified."""
     return scores if np.isfinite(scores.max()) else np.zeros_like(scores)
 
 
