@@ -143,7 +143,7 @@ typedef struct llm_session_options {
     size_t size;     /* sizeof(llm_session_options) */
     size_t capacity; /* Tokens that a row of the KV cache holds. 0: the model's most, up to 4096. */
     size_t rows;     /* Rows of the KV cache, for llm_session_step. 0: 1. */
-    size_t chunk;    /* Tokens of a prompt that run at once. 0: 128. */
+    size_t chunk;    /* Tokens of a prompt that run at once. 0: 192. */
 } llm_session_options;
 
 /* Allocate a text's KV cache and all else that its steps need. `options` may be NULL. The model
