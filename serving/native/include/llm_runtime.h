@@ -217,8 +217,8 @@ typedef struct llm_piece {
     llm_finish finish;
 } llm_piece;
 
-/* Gets each token; returns whether to go on. `piece` is valid during the call. No exception may leave
- * it. */
+/* Gets each token; returns whether to go on. `piece` is valid during the call. No exception may
+ * leave it. */
 typedef bool (*llm_on_piece)(const llm_piece *piece, void *user_data);
 
 typedef struct llm_generation {
