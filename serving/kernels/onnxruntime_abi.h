@@ -89,6 +89,7 @@ FUNCTION(91, Status *, kernel_output, KernelContext *context, size_t index, cons
          size_t count, Value **value)
 FUNCTION(93, void, release_status, Status *status)
 FUNCTION(99, void, release_tensor_info, TensorInfo *info)
+FUNCTION(101, void, release_domain, OpDomain *domain)
 FUNCTION(132, void, release_allocator, Allocator *allocator)
 FUNCTION(230, Status *, node_input_count, const KernelInfo *info, size_t *count)
 FUNCTION(237, Status *, has_entry, const SessionOptions *options, const char *key, int *has)
