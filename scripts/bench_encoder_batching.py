@@ -2,12 +2,12 @@
 
     python -m scripts.bench_encoder_batching BUNDLE [--rounds N] [--json FILE]
 
-Texts are lines of Python's help. So many clients as each column says ask over gRPC, each for its
-next text when it has an answer. Beside it, in this process, the bare engine: texts one by one, and
-as many at a time as there are clients. Engines have one thread. Each round runs everything, in an
-order that is drawn anew. Printed are the medians over all rounds: texts a second, the ratio to
-the engine's one by one in the same round, and processor time of a text, of all that took part: on
-a machine with other work it tells more. Server, model and clients share the machine.
+Texts are lines of Python's help. So many clients as each row says ask over gRPC, each for its next
+text when it has an answer. Beside it, in this process, the bare engine: texts one by one, and as
+many at a time as there are clients. Engines have one thread. Each round runs everything, in an
+order that is drawn anew. Printed are medians over all rounds, and ratios to the engine's one by one
+in the same round: texts a second, and texts a second of processor time of all that took part, which
+are clients, server and model. On a machine that does other work too only the latter tells much.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,10 @@ Contestant = Callable[[list[str], int], object]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One measurement: texts a second, and milliseconds of processor time of a text."""
+    """One measurement: texts a second, and a second of processor time."""
 
     rate: float
-    processor: float
+    processor_rate: float
 
 
 def engine_one_by_one(model: serving.EncoderModel) -> Contestant:
@@ -115,7 +115,7 @@ def measure(
     run(texts, clients)
     seconds = time.perf_counter() - begin
     used = processor_seconds(processes) - before
-    return Run(len(texts) / seconds, used / len(texts) * 1e3)
+    return Run(len(texts) / seconds, len(texts) / used)
 
 
 def processor_seconds(processes: list[psutil.Process]) -> float:
@@ -154,27 +154,27 @@ def main() -> None:
             )
     report(list(contestants), rounds)
     if arguments.json:
-        figures = [
-            [{"case": case, "rate": run.rate, "ms": run.processor} for case, run in each.items()]
-            for each in rounds
+        rows = [
+            {"contestant": name, "clients": clients, "round": number, **asdict(run)}
+            for number, each in enumerate(rounds)
+            for (name, clients), run in each.items()
         ]
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        arguments.json.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
 def report(names: list[str], rounds: list[dict[tuple[str, int], Run]]) -> None:
-    """Print a table of medians."""
-    print("| | clients | texts/s | of the engine's, one by one | processor ms of a text |")
-    print("| --- | --- | --- | --- | --- |")
+    """Print a table of medians, with ratios in brackets."""
+    print("| | clients | texts/s | texts/s of processor time |")
+    print("| --- | --- | --- | --- |")
     for name in names:
         for clients in CLIENTS:
-            runs = [each[name, clients] for each in rounds]
-            rate = statistics.median(run.rate for run in runs)
-            ratio = statistics.median(
-                run.rate / each[names[0], clients].rate
-                for run, each in zip(runs, rounds, strict=True)
-            )
-            processor = statistics.median(run.processor for run in runs)
-            print(f"| {name} | {clients} | {rate:.1f} | {ratio:.2f} | {processor:.2f} |")
+            cells = []
+            for field in ("rate", "processor_rate"):
+                rates = [getattr(each[name, clients], field) for each in rounds]
+                first = [getattr(each[names[0], clients], field) for each in rounds]
+                ratios = (own / other for own, other in zip(rates, first, strict=True))
+                cells.append(f"{statistics.median(rates):.0f} ({statistics.median(ratios):.2f})")
+            print(f"| {name} | {clients} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
