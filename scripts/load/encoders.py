@@ -49,7 +49,8 @@ class Contestants:
         self._port = free_port()
         program = str(Path(sys.executable).with_name("serve-llm"))
         command = [program, "http", f"model={bundle}", f"--port={self._port}"]
-        start_server([*command, f"--threads={threads}"], f"http://127.0.0.1:{self._port}/ready")
+        command += [f"--threads={threads}", "--log-level=warning"]
+        start_server(command, f"http://127.0.0.1:{self._port}/ready")
 
     def texts(self, count: int, tokens: int, chance: random.Random) -> list[str]:
         """Texts of about so many tokens, drawn from the vocabulary."""
