@@ -9,8 +9,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, process_time
+
+import psutil
 
 import serving
 from scripts.load.server_process import free_port, start_server
@@ -28,7 +29,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a load came to, as medians over rounds; the server's ``ratio`` is to the engine."""
+    """What a load came to, as medians over rounds; the server's ``ratio`` is to the engine.
+
+    Milliseconds of processor time are those of one request: of the engine, and of both processes of
+    the server. A machine that does other work too changes them little.
+    """
 
     clients: int
     engine_requests_per_second: float
@@ -37,6 +42,20 @@ class Rates:
     server_tokens_per_second: float
     ratio: float
     server_latency_median: float
+    engine_processor_ms: float
+    server_processor_ms: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """A load once: seconds, and seconds of processor time, of the engine and of the server."""
+
+    engine: float
+    engine_processor: float
+    server: float
+    server_processor: float
+    tokens: int
+    latencies: list[float]
 
 
 class Contestants:
@@ -49,7 +68,10 @@ class Contestants:
         self._port = free_port()
         program = str(Path(sys.executable).with_name("serve-llm"))
         command = [program, "http", f"model={bundle}", f"--port={self._port}"]
-        start_server([*command, f"--threads={threads}"], f"http://127.0.0.1:{self._port}/ready")
+        command += [f"--threads={threads}", "--log-level=warning"]
+        server = start_server(command, f"http://127.0.0.1:{self._port}/ready")
+        parent = psutil.Process(server.pid)
+        self._processes = [parent, *parent.children(recursive=True)]
 
     def texts(self, count: int, tokens: int, chance: random.Random) -> list[str]:
         """Texts of about so many tokens, drawn from the vocabulary."""
@@ -58,16 +80,16 @@ class Contestants:
         drawn = ([chance.randrange(size) for _ in range(tokens)] for _ in range(count))
         return [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
 
-    def run_engine(self, load: Load) -> tuple[float, int]:
-        """Seconds and tokens of all texts, ``clients`` in each call."""
-        begin, tokens = perf_counter(), 0
+    def run_engine(self, load: Load) -> tuple[float, float, int]:
+        """Seconds, processor time and tokens of all texts, ``clients`` in each call."""
+        begin, begin_processor, tokens = perf_counter(), process_time(), 0
         for start in range(0, len(load.texts), load.clients):
             result = self._model.embed(load.texts[start : start + load.clients])
             tokens += sum(result.prompt_tokens)
-        return perf_counter() - begin, tokens
+        return perf_counter() - begin, process_time() - begin_processor, tokens
 
-    def run_server(self, load: Load) -> tuple[float, list[float]]:
-        """Seconds of all texts, and of each request."""
+    def run_server(self, load: Load) -> tuple[float, float, list[float]]:
+        """Seconds and processor time of all texts, and seconds of each request."""
         waiting, latencies = deque(load.texts), list[float]()
 
         async def client() -> None:
@@ -81,9 +103,13 @@ class Contestants:
         async def run() -> None:
             await asyncio.gather(*(client() for _ in range(load.clients)))
 
-        begin = perf_counter()
+        begin, begin_processor = perf_counter(), self._processor_time()
         asyncio.run(run())
-        return perf_counter() - begin, latencies
+        return perf_counter() - begin, self._processor_time() - begin_processor, latencies
+
+    def _processor_time(self) -> float:
+        times = [process.cpu_times() for process in self._processes]
+        return sum(each.user + each.system for each in times)
 
 
 async def _embed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
@@ -109,32 +135,35 @@ def measure(
     Each client sends so many ``requests``. Raises ValueError for a bundle that doesn't embed.
     """
     contestants, chance = Contestants(bundle, threads), random.Random(1)
-    rounds: dict[int, list[tuple[float, float, int, list[float]]]] = {}
+    rounds: dict[int, list[Round]] = {}
     for round_number in range(-1, repeats):
         for number in clients:
             load = Load(number, contestants.texts(number * requests, tokens, chance))
             time.sleep(PAUSE_SECONDS)
-            engine_first = round_number % 2 == 0
-            if engine_first:
-                engine, count = contestants.run_engine(load)
-            server, latencies = contestants.run_server(load)
-            if not engine_first:
-                engine, count = contestants.run_engine(load)
+            if round_number % 2:
+                engine = contestants.run_engine(load)
+                server = contestants.run_server(load)
+            else:
+                server = contestants.run_server(load)
+                engine = contestants.run_engine(load)
             if round_number >= 0:  # the first one warmed up
-                rounds.setdefault(number, []).append((engine, server, count, latencies))
+                ran = Round(*engine[:2], *server[:2], engine[2], server[2])
+                rounds.setdefault(number, []).append(ran)
     return [_rates(number, requests, ran) for number, ran in rounds.items()]
 
 
-def _rates(clients: int, requests: int, rounds: list[Any]) -> Rates:
+def _rates(clients: int, requests: int, rounds: list[Round]) -> Rates:
     total = clients * requests
     return Rates(
         clients,
-        statistics.median(total / engine for engine, _, _, _ in rounds),
-        statistics.median(total / server for _, server, _, _ in rounds),
-        statistics.median(count / engine for engine, _, count, _ in rounds),
-        statistics.median(count / server for _, server, count, _ in rounds),
-        statistics.median(engine / server for engine, server, _, _ in rounds),
-        statistics.median(latency for *_, latencies in rounds for latency in latencies),
+        statistics.median(total / each.engine for each in rounds),
+        statistics.median(total / each.server for each in rounds),
+        statistics.median(each.tokens / each.engine for each in rounds),
+        statistics.median(each.tokens / each.server for each in rounds),
+        statistics.median(each.engine / each.server for each in rounds),
+        statistics.median(latency for each in rounds for latency in each.latencies),
+        statistics.median(1000 * each.engine_processor / total for each in rounds),
+        statistics.median(1000 * each.server_processor / total for each in rounds),
     )
 
 
@@ -142,12 +171,13 @@ def lines(rates: list[Rates]) -> list[str]:
     """A line for each number of clients."""
     return [
         "clients: requests/s and tokens/s of the engine, of the server; median of their ratios; "
-        "median latency",
+        "median latency; processor time of a request",
         *(
             f"{each.clients}: {each.engine_requests_per_second:.1f}, "
             f"{each.engine_tokens_per_second:,.0f}; {each.server_requests_per_second:.1f}, "
             f"{each.server_tokens_per_second:,.0f}; {each.ratio:.2f}; "
-            f"{1000 * each.server_latency_median:.0f} ms"
+            f"{1000 * each.server_latency_median:.0f} ms; {each.engine_processor_ms:.1f} and "
+            f"{each.server_processor_ms:.1f} ms"
             for each in rates
         ),
     ]

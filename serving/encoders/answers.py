@@ -64,13 +64,15 @@ def likeliest_spans(
     inside = np.array([sequence == 1 for sequence in segment.sequences])
     start, end = (softmax(np.where(inside, logits[:length], -np.inf)) for logits in (starts, ends))
     # Entry [i, j] is the span of i + 1 tokens from token j on.
-    scores = np.zeros((min(max_tokens, length), length))
+    scores = np.full((min(max_tokens, length), length), -1.0)
     for more in range(len(scores)):
-        scores[more, : length - more] = start[: length - more] * end[more:]
+        products = start[: length - more] * end[more:]
+        is_possible = inside[: length - more] & inside[more:]
+        scores[more, : length - more] = np.where(is_possible, products, -1.0)
     likeliest = np.argsort(-scores, axis=None, kind="stable")[:top_k]
     spans, offsets = [], segment.offsets
     for more, first in zip(*np.unravel_index(likeliest, scores.shape), strict=True):
-        if score := float(scores[more, first]):  # what is impossible has none
-            last = int(first) + int(more)
+        score, last = float(scores[more, first]), int(first) + int(more)
+        if score >= 0:
             spans.append(ScoredSpan(score, offsets[int(first)][0], offsets[last][1]))
     return spans

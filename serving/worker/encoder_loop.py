@@ -14,6 +14,10 @@ from serving.sampling import no_number
 from serving.scheduler import TOO_LATE, DeadlineError
 from serving.worker.messages import BatchProgress, Cancel, Encoded, Load, SubmitTexts
 
+# Whom a batch answered may ask again at once: such a part of its time is waited for them. Without
+# that the first to ask again would run alone, and all others after it.
+_GATHERING = 0.1
+
 
 class TextChannel(Protocol):
     """The loop's side of a connection; see serving.worker.loop.Channel."""
@@ -43,6 +47,8 @@ class EncoderLoop:
         self._channel = channel
         self._queue = TextQueue()
         self._batches = self._tokens = self._padding = 0
+        self._answered = 0  # by the last batch
+        self._gathered_at = 0.0  # when nobody is waited for any more
 
     def run(self) -> None:
         """Take what was sent, then run a batch; without work wait for more.
@@ -53,10 +59,16 @@ class EncoderLoop:
         while True:
             if not len(self._queue):
                 self._channel.poll(None)
-            while self._channel.poll():
+            while self._channel.poll(self._patience()):
                 self._take(self._channel.recv())
             events = [*self._late(), *self._step()]
             self._channel.send(BatchProgress(events, self._load()))
+
+    def _patience(self) -> float:
+        """Seconds to wait for the next request before a batch is run."""
+        if len(self._queue) >= self._answered:
+            return 0
+        return max(self._gathered_at - perf_counter(), 0)
 
     def _take(self, message: SubmitTexts | Cancel) -> None:
         if isinstance(message, Cancel):
@@ -77,6 +89,7 @@ class EncoderLoop:
         batch = self._queue.next_batch(self._model.batch_tokens)
         if not batch:
             return
+        begin = perf_counter()
         try:
             rows = self._model.run_batch([chosen.tokens for chosen in batch])
         except EngineError as error:
@@ -85,9 +98,10 @@ class EncoderLoop:
         self._count(batch)
         for (job, number), row in zip(batch, rows, strict=True):
             job.rows[number] = row
-        for job in dict.fromkeys(chosen.job for chosen in batch):
-            if job.is_done:
-                yield _ended(job)
+        ended = [job for job in dict.fromkeys(chosen.job for chosen in batch) if job.is_done]
+        self._answered = len(ended)
+        self._gathered_at = perf_counter() + _GATHERING * (perf_counter() - begin)
+        yield from map(_ended, ended)
 
     def _count(self, batch: list[Chosen]) -> None:
         lengths = [len(chosen.tokens.ids) for chosen in batch]

@@ -59,7 +59,7 @@ class Parameters(Schema):
     ignore_labels: list[str] | None = None
     stride: Overlap | None = None
     # Question answering.
-    max_answer_len: Count | None = None
+    max_answer_len: Annotated[int, Field(ge=1, le=512)] | None = None
     doc_stride: Overlap | None = None
     align_to_words: bool | None = None
     handle_impossible_answer: bool | None = None

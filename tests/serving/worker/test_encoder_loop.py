@@ -15,6 +15,7 @@ from serving.encoders.model import EncoderModel
 from serving.encoders.opening import load_encoder
 from serving.errors import EngineError
 from serving.scheduler import DeadlineError
+from serving.worker import encoder_loop
 from serving.worker.encoder_loop import EncoderLoop
 from serving.worker.messages import BatchProgress, Cancel, Encoded, EncodeRequest, SubmitTexts
 from tests.encoders import encoder_fixture
@@ -103,6 +104,30 @@ def test_what_nobody_waits_for_is_not_run(model: EncoderModel) -> None:
     assert isinstance(found[2], Encoded)
     assert 0 not in found
     assert said[-1].load.batch_tokens == len(kept.request.texts[0].ids)
+
+
+def test_whom_a_batch_answered_is_waited_for(
+    model: EncoderModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches take 100 seconds of a clock that stands still otherwise."""
+    now, run = [0.0], model.engine.run
+
+    def slow(*arguments: Any) -> Any:
+        now[0] += 100
+        return run(*arguments)
+
+    monkeypatch.setattr(encoder_loop, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(model.engine, "run", slow)
+    first, again = (
+        [submit(model, index, "x") for index in indices] for indices in ((0, 1), (2, 3))
+    )
+    with running(model, *first) as channel:
+        outcomes(channel, 2)
+        channel.send(again[0])
+        assert not channel.poll(0.2), "the first to ask again ran alone"
+        channel.send(again[1])
+        _, said = outcomes(channel, 2)
+    assert said[-1].load.batches == 2
 
 
 def test_nan_is_an_error_of_its_request_alone(
