@@ -12,10 +12,11 @@ from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
 from engines.passes.block_quantized_weights import lower_block_quantized_weights
 from engines.passes.device_lengths import keep_lengths_on_device
 from engines.passes.embeddings import expose_embeddings
+from engines.passes.encoder_attention import fuse_encoder_attention
+from engines.passes.fused_linears import fuse_linears
 from engines.passes.gated_activations import fuse_gated_activations
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
-from engines.passes.separate_projections import separate_projections
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
 from engines.passes.trimmed_sources import trim_sources
@@ -38,13 +39,11 @@ PASSES = (
     fuse_gated_activations,
     expose_embeddings,
 )
-# Whole texts have many rows, for which ONNX Runtime's own packed products and its standard
-# attention are as fast as any other: see docs/encoders.md. A product for all projections would be
-# copied apart.
 ENCODER_PASSES = (
     lower_integer_matmul,
     lower_block_quantized_weights,
-    separate_projections,
+    fuse_encoder_attention,
+    fuse_linears,
 )
 
 
