@@ -17,6 +17,7 @@ from engines.passes.fused_linears import fuse_linears
 from engines.passes.gated_activations import fuse_gated_activations
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
+from engines.passes.separate_projections import separate_projections
 from engines.passes.transposed_weights import fuse_transposed_weights
 from engines.passes.trimmed_buffers import trim_buffers
 from engines.passes.trimmed_sources import trim_sources
@@ -43,6 +44,7 @@ ENCODER_PASSES = (
     lower_integer_matmul,
     lower_block_quantized_weights,
     fuse_encoder_attention,
+    separate_projections,
     fuse_linears,
 )
 

@@ -12,8 +12,9 @@ DOMAIN = "export_llm"
 def define(model: ir.Model, signature: str, body: str) -> None:
     """Add a function to the model, with the body in ONNX's text form."""
     opset = model.graph.opset_imports[""]
+    opsets = f'"": {opset}, "com.microsoft": 1'
     function = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {signature} {{ {body} }}'
+        f'<domain: "{DOMAIN}", opset_import: [{opsets}]> {signature} {{ {body} }}'
     )
     made = ir.serde.deserialize_function(function)
     model.functions[made.identifier()] = made

@@ -94,7 +94,8 @@ ALWAYS_INLINE void score_tile(const Head *head, Floats *most, int64_t key, int g
     const int64_t size = padded(head->attention->head_size, CHUNK);
     const int64_t next = head->unseen_stride;
     Floats sums[GROUP][2];
-    multiply_group(head->queries, head->key_tiles + key * size, size / CHUNK, 0, group, sums);
+    multiply_group(head->queries, head->key_tiles + key * size, size / CHUNK, NULL, 0, group,
+                   sums);
     UNROLLED for (int half = 0; half < 2; half++) {
         const int64_t column = key + half * LANES;
         float *place = head->scores + column / CHUNK * group * CHUNK + column % CHUNK;
@@ -130,8 +131,8 @@ ALWAYS_INLINE void add_values(const Head *head, int64_t query, int64_t rows, con
     const EncoderAttention *attention = head->attention;
     const int64_t size = attention->head_size, stride = attention->heads * size;
     Floats sums[GROUP][2];
-    multiply_group(head->scores, head->value_tiles + column * head->keys, head->key_chunks, 0,
-                   group, sums);
+    multiply_group(head->scores, head->value_tiles + column * head->keys, head->key_chunks, NULL,
+                   0, group, sums);
     float *result = attention->result + (head->sequence * attention->tokens + query) * stride +
                     head->head * size + column;
     UNROLLED for (int r = 0; r < group; r++) if (r < rows) {
@@ -170,7 +171,7 @@ static void attend(const EncoderAttention *attention, int64_t task, float *scrat
         load_mask(&head, 0, head.unseen);
     const int64_t queries = pieces_of(attention->tokens, attention->parts);
     const int64_t first = part * queries, last = smaller_of(first + queries, attention->tokens);
-    const int64_t group = rows_of_group(larger_of(last - first, 1));
+    const int64_t group = rows_of_group(larger_of(last - first, 1), GROUP);
     for (int64_t query = first; query < last; query += group)
         attend_group(&head, query, smaller_of(group, last - query), group);
 }

@@ -17,6 +17,8 @@
 /* Numbers of a row that lie side by side in a group of rows. Tiles are padded to as many. */
 #define CHUNK 16
 
+#define LINE 16 /* numbers of a line of the caches */
+
 /* Turn columns from `first` of [columns, size], `stride` apart, to a tile [padded size][TILE]. */
 static inline void fill_tile(const float *source, int64_t columns, int64_t stride, int64_t size,
                              int64_t first, float *tile) {
@@ -36,9 +38,10 @@ static inline void fill_tile(const float *source, int64_t columns, int64_t strid
         }
 }
 
-/* Rows of each group of so many rows: as few groups as there can be, all about as large. */
-static inline int64_t rows_of_group(int64_t rows) {
-    return pieces_of(pieces_of(rows, pieces_of(rows, GROUP)), 2) * 2;
+/* Rows of each group of so many rows, `most` at most: as few groups as there can be, all about as
+ * large, with an even number of rows. */
+static inline int64_t rows_of_group(int64_t rows, int64_t most) {
+    return pieces_of(pieces_of(rows, pieces_of(rows, most)), 2) * 2;
 }
 
 /* `rows` rows of `size` numbers, `stride` apart, times `factor`, as a group [chunks][group][CHUNK];
@@ -55,16 +58,16 @@ static inline void fill_group(const float *source, int64_t rows, int64_t stride,
         }
 }
 
-/* Sums of a group of `group` rows, a number known when compiling, times a tile. What lies `ahead`
- * numbers behind the tile is fetched meanwhile; 0 fetches nothing. */
+/* Sums of a group of `group` rows, a number known when compiling, times a tile. Meanwhile, `lines`
+ * lines of the caches are fetched from `ahead` for each chunk. */
 ALWAYS_INLINE void multiply_group(const float *numbers, const float *tile, int64_t chunks,
-                                  int64_t ahead, int group, Floats (*sums)[2]) {
+                                  const float *ahead, int64_t lines, int group,
+                                  Floats (*sums)[2]) {
     UNROLLED for (int r = 0; r < group; r++) sums[r][0] = sums[r][1] = floats_all(0);
-    for (int64_t chunk = 0; chunk < chunks; chunk++, numbers += group * CHUNK)
+    for (int64_t chunk = 0; chunk < chunks; chunk++, numbers += group * CHUNK) {
+        for (int64_t line = 0; line < lines; line++, ahead += LINE)
+            __builtin_prefetch(ahead, 0, 2);
         UNROLLED for (int k = 0; k < CHUNK; k++, tile += TILE) {
-            if (ahead)
-                for (int i = 0; i < TILE; i += 16)
-                    __builtin_prefetch(tile + ahead + i, 0, 2);
             const Floats left = floats_load(tile), right = floats_load(tile + LANES);
             UNROLLED for (int r = 0; r < group; r++) {
                 const Floats number = floats_all(numbers[r * CHUNK + k]);
@@ -72,6 +75,7 @@ ALWAYS_INLINE void multiply_group(const float *numbers, const float *tile, int64
                 sums[r][1] = multiply_add(number, right, sums[r][1]);
             }
         }
+    }
 }
 
 /* Call `body(..., group)` with a number of rows that is known when compiling. */

@@ -53,10 +53,11 @@ EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base)
     TRY(add_domain(api)(options, domain));
     /* Graphs have functions of these names: without the kernels, ONNX Runtime runs their bodies. */
     TRY(create_domain(api)("export_llm", &own_domain));
-    const CustomOp *const own[] = {ge_glu,     swi_glu,           linear,           linear_gelu,
-                                   linear_add, encoder_attention, packed_encoder_attention};
-    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-        TRY(add_to_domain(api)(own_domain, own[i]));
+    TRY(add_to_domain(api)(own_domain, ge_glu));
+    TRY(add_to_domain(api)(own_domain, swi_glu));
+    TRY(add_to_domain(api)(own_domain, encoder_attention));
+    TRY(add_to_domain(api)(own_domain, packed_encoder_attention));
+    TRY(add_linear_operators(api, own_domain));
     return add_domain(api)(options, own_domain);
 }
 

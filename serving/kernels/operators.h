@@ -15,8 +15,10 @@
 
 extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul, group_query_attention;
 extern const CustomOp *const fast_gelu, *const ge_glu, *const swi_glu;
-extern const CustomOp *const linear, *const linear_gelu, *const linear_add;
 extern const CustomOp *const encoder_attention, *const packed_encoder_attention;
+
+/* Linear and IntegerLinear, with what may follow them. */
+Status *add_linear_operators(const Api *api, OpDomain *domain);
 
 typedef enum { NONE, AVX2, AVX512 } InstructionSet;
 
