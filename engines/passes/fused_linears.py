@@ -58,7 +58,10 @@ class _Layer:
 
 
 def fuse_linears(model: ir.Model) -> None:
-    """Replace products with constant weights, and what follows them, in place."""
+    """Replace products with constant weights, and what follows them, in place.
+
+    A weight [in, out] that something else reads too is left as it is.
+    """
     used = set()
     # One after the other: what one is replaced by is what the next one reads.
     for layer in chain(_float_layers(model), _integer_layers(model.graph)):
@@ -73,9 +76,11 @@ def fuse_linears(model: ir.Model) -> None:
 
 def _float_layers(model: ir.Model) -> Iterator[_Layer]:
     for linear in list(find_linears(model)):
-        if linear.dequantize is None and linear.weight.dtype == ir.DataType.FLOAT:
-            weight = stored_by_output(model.graph, linear)
-            yield _Layer(linear.matmul, linear.source, [weight], linear.outputs)
+        weight = linear.weight
+        is_read_twice = not linear.transposed and len(weight.uses()) > 1
+        if linear.dequantize is None and weight.dtype == ir.DataType.FLOAT and not is_read_twice:
+            by_output = stored_by_output(model.graph, linear)
+            yield _Layer(linear.matmul, linear.source, [by_output], linear.outputs)
 
 
 def _integer_layers(graph: ir.Graph) -> Iterator[_Layer]:

@@ -129,8 +129,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     attention->heads = op->heads;
     attention->kv_heads = op->kv_heads;
     attention->scale = op->scale;
-    const int64_t sizes[] = {attention->batch, attention->tokens,
-                             op->heads * attention->head_size};
+    const int64_t sizes[] = {attention->batch, attention->tokens, op->heads * attention->head_size};
     void *result;
     TRY(output_data(op->api, context, 0, sizes, 3, &result));
     attention->result = result;

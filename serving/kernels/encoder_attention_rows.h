@@ -63,8 +63,9 @@ static inline void load_keys_and_values(const Head *head) {
         float *tile = head->value_tiles + i / TILE * head->keys * TILE + i % TILE;
         const float *values = attention->values + place + i;
         for (int64_t key = 0; key < head->keys; key++)
-            floats_store(tile + key * TILE, floats_load_some(values + key * stride,
-                                                             key < attention->tokens ? size - i : 0));
+            floats_store(
+                tile + key * TILE,
+                floats_load_some(values + key * stride, key < attention->tokens ? size - i : 0));
     }
 }
 
@@ -82,8 +83,8 @@ static inline Floats power_of_two(Floats x) {
 /* What is added to the scores of a query, for each key. */
 static inline void load_mask(const Head *head, int64_t query, float *unseen) {
     const EncoderAttention *attention = head->attention;
-    const bool *mask = attention->mask + head->sequence * attention->mask_sequence +
-                       query * attention->mask_query;
+    const bool *mask =
+        attention->mask + head->sequence * attention->mask_sequence + query * attention->mask_query;
     for (int64_t key = 0; key < head->keys; key++)
         unseen[key] = key < attention->tokens && mask[key] ? 0 : -INFINITY;
 }
@@ -94,8 +95,7 @@ ALWAYS_INLINE void score_tile(const Head *head, Floats *most, int64_t key, int g
     const int64_t size = padded(head->attention->head_size, CHUNK);
     const int64_t next = head->unseen_stride;
     Floats sums[GROUP][2];
-    multiply_group(head->queries, head->key_tiles + key * size, size / CHUNK, NULL, 0, group,
-                   sums);
+    multiply_group(head->queries, head->key_tiles + key * size, size / CHUNK, NULL, 0, group, sums);
     UNROLLED for (int half = 0; half < 2; half++) {
         const int64_t column = key + half * LANES;
         float *place = head->scores + column / CHUNK * group * CHUNK + column % CHUNK;
@@ -131,8 +131,8 @@ ALWAYS_INLINE void add_values(const Head *head, int64_t query, int64_t rows, con
     const EncoderAttention *attention = head->attention;
     const int64_t size = attention->head_size, stride = attention->heads * size;
     Floats sums[GROUP][2];
-    multiply_group(head->scores, head->value_tiles + column * head->keys, head->key_chunks, NULL,
-                   0, group, sums);
+    multiply_group(head->scores, head->value_tiles + column * head->keys, head->key_chunks, NULL, 0,
+                   group, sums);
     float *result = attention->result + (head->sequence * attention->tokens + query) * stride +
                     head->head * size + column;
     UNROLLED for (int r = 0; r < group; r++) if (r < rows) {
@@ -165,7 +165,8 @@ static inline void attend_group(const Head *head, int64_t query, int64_t rows, i
 
 static void attend(const EncoderAttention *attention, int64_t task, float *scratch) {
     const int64_t whole = task / attention->parts, part = task % attention->parts;
-    const Head head = head_of(attention, whole / attention->heads, whole % attention->heads, scratch);
+    const Head head =
+        head_of(attention, whole / attention->heads, whole % attention->heads, scratch);
     load_keys_and_values(&head);
     if (!head.unseen_stride)
         load_mask(&head, 0, head.unseen);

@@ -52,7 +52,8 @@ static inline void fill_group(const float *source, int64_t rows, int64_t stride,
     const Floats factors = floats_all(factor);
     for (int64_t r = 0; r < group; r++)
         for (int64_t k = 0; k < padded; k += LANES) {
-            const Floats numbers = floats_load_some(source + r * stride + k, r < rows ? size - k : 0);
+            const Floats numbers =
+                floats_load_some(source + r * stride + k, r < rows ? size - k : 0);
             floats_store(place + (k / CHUNK * group + r) * CHUNK + k % CHUNK,
                          multiply(numbers, factors));
         }
@@ -61,8 +62,7 @@ static inline void fill_group(const float *source, int64_t rows, int64_t stride,
 /* Sums of a group of `group` rows, a number known when compiling, times a tile. Meanwhile, `lines`
  * lines of the caches are fetched from `ahead` for each chunk. */
 ALWAYS_INLINE void multiply_group(const float *numbers, const float *tile, int64_t chunks,
-                                  const float *ahead, int64_t lines, int group,
-                                  Floats (*sums)[2]) {
+                                  const float *ahead, int64_t lines, int group, Floats (*sums)[2]) {
     UNROLLED for (int r = 0; r < group; r++) sums[r][0] = sums[r][1] = floats_all(0);
     for (int64_t chunk = 0; chunk < chunks; chunk++, numbers += group * CHUNK) {
         for (int64_t line = 0; line < lines; line++, ahead += LINE)

@@ -1,5 +1,5 @@
-/* Linear layers over packed weights of 8 bits: activations are rounded to 8 bits too, each SPAN of a
- * row with a scale of its own. Four numbers of a row meet those of two vectors of columns. */
+/* Linear layers over packed weights of 8 bits: activations are rounded to 8 bits too, each SPAN of
+ * a row with a scale of its own. Four numbers of a row meet those of two vectors of columns. */
 #pragma once
 
 #include "linear_results.h"
@@ -37,8 +37,8 @@ static int64_t row_bytes(const LinearWeights *weights) {
     return padded_row(weights) + row_spans(weights) * sizeof(float);
 }
 
-/* A tile of packed weights: fours [padded row / 4][TILE] and, for each run, what its sums begin with
- * [TILE] and the scales of the weights [TILE]. */
+/* A tile of packed weights: fours [padded row / 4][TILE] and, for each run, what its sums begin
+ * with [TILE] and the scales of the weights [TILE]. */
 typedef struct {
     int32_t *fours, *starts;
     float *scales;
@@ -152,8 +152,8 @@ ALWAYS_INLINE void multiply_tile(const Linear *linear, int64_t start, int64_t ti
     UNROLLED for (int r = 0; r < group; r++) results[r][0] = results[r][1] = floats_all(0);
     for (int64_t i = 0; i < runs; i++) {
         Integers sums[GROUP][2];
-        UNROLLED for (int r = 0; r < group; r++) for (int half = 0; half < 2; half++) sums[r][half] =
-            integers_load(from.starts + i * TILE + half * LANES);
+        UNROLLED for (int r = 0; r < group; r++) for (int half = 0; half < 2; half++)
+            sums[r][half] = integers_load(from.starts + i * TILE + half * LANES);
         for (int64_t line = 0; line < lines; line++, ahead += 64)
             __builtin_prefetch(ahead, 0, 2);
         for (int64_t k = i * run; k < (i + 1) * run; k += FOURS_BYTES, numbers += group * CHUNK)
@@ -161,9 +161,8 @@ ALWAYS_INLINE void multiply_tile(const Linear *linear, int64_t start, int64_t ti
         const float *scales = row_scales + i * run / SPAN * group;
         UNROLLED for (int half = 0; half < 2; half++) {
             const Floats scale = floats_load(from.scales + i * TILE + half * LANES);
-            UNROLLED for (int r = 0; r < group; r++) results[r][half] =
-                multiply_add(to_floats(sums[r][half]), multiply(scale, floats_all(scales[r])),
-                             results[r][half]);
+            UNROLLED for (int r = 0; r < group; r++) results[r][half] = multiply_add(
+                to_floats(sums[r][half]), multiply(scale, floats_all(scales[r])), results[r][half]);
         }
     }
     store_results(linear, row, rows, tile * TILE, group, results);

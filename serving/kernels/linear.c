@@ -217,7 +217,8 @@ static Status *check_residual(const Layer *layer, const KernelContext *context,
     int64_t given[MOST_DIMENSIONS];
     size_t given_rank;
     ElementType type;
-    TRY(input_shape(layer->api, context, RESIDUAL + layer->is_integer, given, MOST_DIMENSIONS, &given_rank, &type));
+    TRY(input_shape(layer->api, context, RESIDUAL + layer->is_integer, given, MOST_DIMENSIONS,
+                    &given_rank, &type));
     const bool fits = given_rank == rank && !memcmp(given, sizes, rank * sizeof *sizes);
     return fits ? NULL
                 : create_status(layer->api)(FAIL, "Linear: the residual doesn't fit the rows");

@@ -9,7 +9,8 @@
 static inline void expect_results(const Linear *linear, int64_t row, int64_t rows, int64_t column) {
     for (int64_t r = 0; r < rows; r++)
         for (int i = 0; i < TILE; i += LINE)
-            __builtin_prefetch(linear->result + (row + r) * linear->weights.outputs + column + i, 1);
+            __builtin_prefetch(linear->result + (row + r) * linear->weights.outputs + column + i,
+                               1);
 }
 
 /* Store sums of `group` rows, a number known when compiling, of which the result has `rows`. */
@@ -25,7 +26,8 @@ ALWAYS_INLINE void store_results(const Linear *linear, int64_t row, int64_t rows
         UNROLLED for (int r = 0; r < group; r++) if (r < rows) {
             const int64_t place = (row + r) * outputs + start;
             if (linear->residual)
-                sums[r][half] = add(sums[r][half], floats_load_some(linear->residual + place, left));
+                sums[r][half] =
+                    add(sums[r][half], floats_load_some(linear->residual + place, left));
             floats_store_some(linear->result + place, sums[r][half], left);
         }
     }

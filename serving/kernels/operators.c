@@ -111,8 +111,9 @@ Status *constant_shape(const Api *api, const KernelInfo *info, size_t index, int
     TRY(constant_input(api)(info, index, &is_constant, &value));
     if (is_constant && value)
         TRY(shape_of(api, value, sizes, rank, &found, &type));
-    return found == rank ? NULL
-                         : create_status(api)(FAIL, "a constant has too few or too many dimensions");
+    return found == rank
+               ? NULL
+               : create_status(api)(FAIL, "a constant has too few or too many dimensions");
 }
 
 Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data) {
