@@ -32,7 +32,7 @@ typedef struct {
     const char *(*get_version)(void);
 } ApiBase;
 
-typedef enum { FLOAT = 1, UINT8 = 2, INT32 = 6, FLOAT16 = 10 } ElementType;
+typedef enum { FLOAT = 1, UINT8 = 2, INT32 = 6, BOOL = 9, FLOAT16 = 10 } ElementType;
 typedef enum { DEVICE_ALLOCATOR = 0, ARENA = 1 } AllocatorType;
 typedef enum { REQUIRED = 0, OPTIONAL = 1 } Characteristic;
 typedef enum { FAIL = 1, NOT_IMPLEMENTED = 9 } ErrorCode;

@@ -58,7 +58,10 @@ static Status *create_standing_in(const Api *api, bool is_float32, bool has_floa
 static Status *create_own(const Api *api, OpDomain **domain) {
     TRY(create_domain(api)("export_llm", domain));
     TRY(add_to_domain(api)(*domain, ge_glu));
-    return add_to_domain(api)(*domain, swi_glu);
+    TRY(add_to_domain(api)(*domain, swi_glu));
+    TRY(add_to_domain(api)(*domain, encoder_attention));
+    TRY(add_to_domain(api)(*domain, packed_encoder_attention));
+    return add_linear_operators(api, *domain);
 }
 
 static Status *create_domains(const Api *api, Domains *domains) {
@@ -142,6 +145,35 @@ Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, co
     return is_constant && value ? data_and_type(api, value, data, type) : NULL;
 }
 
+static Status *shape_of(const Api *api, const Value *value, int64_t *sizes, size_t most,
+                        size_t *rank, ElementType *type) {
+    TensorInfo *info;
+    TRY(tensor_info(api)(value, &info));
+    Status *status = element_type(api)(info, type);
+    if (!status)
+        status = dimension_count(api)(info, rank);
+    if (!status && (*rank == 0 || *rank > most))
+        status = create_status(api)(FAIL, "a tensor has too few or too many dimensions");
+    if (!status)
+        status = dimensions(api)(info, sizes, *rank);
+    release_tensor_info(api)(info);
+    return status;
+}
+
+Status *constant_shape(const Api *api, const KernelInfo *info, size_t index, int64_t *sizes,
+                       size_t rank) {
+    const Value *value = NULL;
+    int is_constant = 0;
+    size_t found = 0;
+    ElementType type;
+    TRY(constant_input(api)(info, index, &is_constant, &value));
+    if (is_constant && value)
+        TRY(shape_of(api, value, sizes, rank, &found, &type));
+    return found == rank
+               ? NULL
+               : create_status(api)(FAIL, "a constant has too few or too many dimensions");
+}
+
 Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data) {
     size_t count;
     const Value *value = NULL;
@@ -155,18 +187,8 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type) {
     const Value *value;
-    TensorInfo *info;
     TRY(kernel_input(api)(context, index, &value));
-    TRY(tensor_info(api)(value, &info));
-    Status *status = element_type(api)(info, type);
-    if (!status)
-        status = dimension_count(api)(info, rank);
-    if (!status && (*rank == 0 || *rank > most))
-        status = create_status(api)(FAIL, "a tensor has too few or too many dimensions");
-    if (!status)
-        status = dimensions(api)(info, sizes, *rank);
-    release_tensor_info(api)(info);
-    return status;
+    return shape_of(api, value, sizes, most, rank, type);
 }
 
 Status *output_data(const Api *api, KernelContext *context, size_t index, const int64_t *sizes,
@@ -200,6 +222,13 @@ Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes,
 void return_scratch(const Api *api, Scratch *scratch) {
     release_status(api)(deallocate(api)(scratch->allocator, scratch->memory));
     release_allocator(api)(scratch->allocator);
+}
+
+void keep_first(const Api *api, Status **kept, Status *status) {
+    Status *none = NULL;
+    if (status && !__atomic_compare_exchange_n(kept, &none, status, false, __ATOMIC_ACQ_REL,
+                                               __ATOMIC_ACQUIRE))
+        release_status(api)(status);
 }
 
 const char *on_the_cpu(const CustomOp *op) {
