@@ -97,7 +97,17 @@ def compression_markdown(report: CompressionReport) -> list[str]:
         smoothed = sum(choice.alpha is not None for choice in report.quantization.smoothing)
         if smoothed:
             lines += [f"- {smoothed} groups of layers smoothed"]
+        lines += float_activations(report.quantization)
     return lines
+
+
+def float_activations(report: QuantizationReport) -> list[str]:
+    """The layers that quantising activations left float ones, as lines of report.md."""
+    return [
+        f"- float activations, of which integers would lose too much: {', '.join(choice.weights)}"
+        for choice in report.smoothing
+        if choice.is_float
+    ]
 
 
 def _describe(scheme: WeightScheme | Float8Scheme) -> str:

@@ -28,6 +28,7 @@ from exporter.traits.complex_rotation import RealPairs
 from exporter.traits.experts import register_experts
 from exporter.traits.fused_attention import FusedAttention
 from exporter.traits.half_clamping import ClampedHalves
+from exporter.traits.listed_experts import listed_experts_for_all
 from exporter.traits.own_attention import fuse_own_attention
 from exporter.traits.positions import position_offset, told_positions
 from exporter.traits.states import RECURRENT, why_no_cache, why_not_keys_and_values
@@ -42,6 +43,8 @@ from serving.contract import (
 )
 
 OPSET = 24
+# What a trace says where one length would do and another wouldn't.
+_DEPENDING_ON_LENGTHS = ("Constraints violated", "Specializations unexpectedly required")
 # What a trace says where code asks for the value of a tensor.
 _DEPENDING_ON_DATA = ("aten.nonzero", "aten._local_scalar_dense", "data-dependent")
 
@@ -232,7 +235,7 @@ def why_failed(model: PreTrainedModel, doing: str, error: Exception) -> str:
     if model._is_stateful:
         return RECURRENT
     cause = last_cause(error)
-    if cause.startswith("Constraints violated"):
+    if cause.startswith(_DEPENDING_ON_LENGTHS):
         return "its code goes different ways for different lengths, and one graph has to serve all"
     if any(operator in cause for operator in _DEPENDING_ON_DATA):
         return "its code goes different ways for different tokens, and one graph has to serve all"
@@ -281,6 +284,12 @@ def export_implementations(model: PreTrainedModel) -> Iterator[None]:
     A model with attention code of its own keeps that and gets masks it can add to its scores.
     """
     decoder = language_part(model)
+    with listed_experts_for_all(model), _attention_and_experts(decoder, model):
+        yield
+
+
+@contextmanager
+def _attention_and_experts(decoder: PreTrainedModel, model: PreTrainedModel) -> Iterator[None]:
     if decoder._can_set_attn_implementation():
         with (
             implementations(model, experts=EXPORT, attention=EXPORT),

@@ -128,13 +128,13 @@ def _quantize_by_activations(
                 by_source.setdefault(linear.source, []).append(linear)
         for linears in by_source.values():
             seen = statistics[linears[0].name]
-            _check_statistics(linears[0].name, seen)
+            check_statistics(linears[0].name, seen)
             quantizer: _Quantizer
             if method == "awq":
                 seen = _rescale(model, linears, schemes, seen)
-                quantizer = partial(round_clipped, second_moment=_moment(seen))
+                quantizer = partial(round_clipped, second_moment=second_moment(seen))
             else:
-                quantizer = Gptq(_moment(seen)).quantize
+                quantizer = Gptq(second_moment(seen)).quantize
             for linear in linears:
                 if linear.name in model.graph.initializers:  # else it is shared, and done
                     _quantize(model, linear.weight, linear.transposed, schemes, quantizer)
@@ -150,7 +150,7 @@ def _rescale(
     if scale is None:
         return seen
     fold_input_scale(model, linears, scale)
-    return replace(seen, second_moment=_moment(seen) / np.outer(scale, scale))
+    return replace(seen, second_moment=second_moment(seen) / np.outer(scale, scale))
 
 
 def _quantize(
@@ -211,14 +211,16 @@ def _check_finite(weight: ir.Value) -> None:
             )
 
 
-def _check_statistics(name: str, seen: InputStatistics) -> None:
-    if seen.rows == 0 or not np.isfinite(_moment(seen)).all():
+def check_statistics(name: str, seen: InputStatistics) -> None:
+    """Raise UserError where second moments aren't finite, or of nothing."""
+    if seen.rows == 0 or not np.isfinite(second_moment(seen)).all():
         raise UserError(
             f"The inputs of {name} are not finite on the calibration text: use another text, or "
             "round to nearest, which needs none."
         )
 
 
-def _moment(seen: InputStatistics) -> Floats:
+def second_moment(seen: InputStatistics) -> Floats:
+    """The second moment [in, in] of statistics that were collected with it."""
     assert seen.second_moment is not None
     return seen.second_moment

@@ -31,6 +31,7 @@ from exporter.tracing import (
     why_failed,
 )
 from exporter.traits.experts import register_experts
+from exporter.traits.listed_experts import check_listed_experts
 from exporter.traits.positions import told_positions
 from exporter.traits.relative_positions import biased_by_row
 from exporter.traits.states import why_no_cache
@@ -54,6 +55,13 @@ class Layers:
 
     own: tuple[CacheLayer, ...]
     source: tuple[CacheLayer, ...]
+
+
+@dataclass
+class SourceStates(BaseModelOutput):  # type: ignore[misc]  # transformers has no types
+    """What an encoder gives, to whatever decoder: some look for what routers of experts gave."""
+
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class EncoderGraph(nn.Module):
@@ -107,7 +115,7 @@ class DecoderGraph(nn.Module):
             biased_by_row(decoder, past_lengths),
         ):
             output = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                encoder_outputs=SourceStates(last_hidden_state=states),
                 attention_mask=mask.long(),
                 decoder_input_ids=input_ids,
                 past_key_values=cache,
@@ -157,6 +165,7 @@ def probe_layers(model: PreTrainedModel) -> Layers:
 
     Raises UntraceableError for a model whose state isn't keys and values alone.
     """
+    _check_head(model)
     register()
     register_experts()
     ids = torch.tensor([[1, 2, 3]])
@@ -176,11 +185,20 @@ def probe_layers(model: PreTrainedModel) -> Layers:
     return Layers(tuple(layer for layer in own if layer), tuple(source))
 
 
+def _check_head(model: PreTrainedModel) -> None:
+    """Raise UntraceableError where logits don't come, token by token, from a head of their own."""
+    if getattr(model.config, "ngram", 1) > 1:
+        raise UntraceableError("its decoder predicts several tokens at once")
+    if isinstance(model.get_output_embeddings(), nn.Embedding):
+        raise UntraceableError("its decoder gives logits itself, and at every position")
+
+
 def trace_encoder(model: PreTrainedModel, layers: Layers) -> ir.Model:
     """Trace the encoder graph: standard operators of opset 24 and nothing else.
 
-    Raises UntraceableError if the model's code can't be traced.
+    Raises UntraceableError if the model's code can't be traced, or runs the wrong experts.
     """
+    check_listed_experts(model)
     batch, source = torch.export.Dim("batch"), torch.export.Dim("source", min=2, max=_most(model))
     inputs = (torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64))
     axes = ({0: batch, 1: source},) * 2

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 from transformers import PreTrainedModel
 
-from engines.quantization.apply import quantize
+from engines.quantization.apply import QuantizationReport, quantize
 from engines.quantization.recipe import Recipe
 from engines.standard import optimize
 from engines.tensorrt.options import BuildOptions
@@ -121,7 +121,7 @@ def _export_into(
         labels = label_names(traced.source) if plan.task in _LABELLED else ()
     try:
         optimize(traced.graph)
-        before, islands = _compress(traced.graph, plan, texts, partial, clock)
+        before, islands, quantization = _compress(traced.graph, plan, texts, partial, clock)
         with clock.stage("Writing"):
             encoder = encoder_info(traced.graph, plan, checkpoint, labels)
             engines, subjects = build_encoder_engines(
@@ -145,7 +145,15 @@ def _export_into(
     for subject in (*before, *subjects):
         subject.remove()
     EncoderReport(
-        plan, parity, traced.weights, traced.unused, engines, clock.seconds, islands, quality
+        plan,
+        parity,
+        traced.weights,
+        traced.unused,
+        engines,
+        clock.seconds,
+        islands,
+        quantization,
+        quality,
     ).write(partial)
     with clock.stage("Packing"):
         commit_bundle(
@@ -163,26 +171,26 @@ def _export_into(
 
 def _compress(
     graph: ir.Model, plan: EncoderPlan, texts: EncoderTexts | None, partial: Path, clock: Clock
-) -> tuple[list[EncoderSubject], list[str] | None]:
+) -> tuple[list[EncoderSubject], list[str] | None, QuantizationReport]:
     """Make float16 safe and quantise, in place, as the plan says.
 
-    Returns the graph as it was before it was quantised, if it was, and the nodes that leave
-    float16's range; None for another type.
+    Returns the graph as it was before it was quantised, if it was, the nodes that leave float16's
+    range (None for another type) and what quantising came to.
     """
     islands = None
     if plan.dtype == "float16" and texts is not None:
         with clock.stage("Checking range"):
             islands = keep_in_range(graph, plan.model, texts.calibration, partial)
     if plan.recipe.is_empty or texts is None:
-        return [], islands
+        return [], islands, QuantizationReport()
     before = write_uncompressed(graph, partial / "before")
     with clock.stage("Quantising"), TemporaryDirectory(dir=partial) as scratch:
         # The layer that gives embeddings is one like the others.
         is_embed = plan.task == "embed"
-        quantize(
+        quantization = quantize(
             graph, plan.recipe, texts.calibration, Path(scratch), is_encoder=True, head=is_embed
         )
-    return [before], islands
+    return [before], islands, quantization
 
 
 def trace_checkpoint(checkpoint: Checkpoint, plan: EncoderPlan) -> TracedEncoder:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.quantization.apply import QuantizationReport
+from exporter.compression import float_activations
 from exporter.encoders.parity import EncoderParity
 from exporter.encoders.plan import EncoderPlan
 from exporter.encoders.quality import EncoderQuality
@@ -26,6 +28,7 @@ class EncoderReport:
     seconds: dict[str, float]
     islands: list[str] | None
     """The nodes that leave float16's range, by name; None for another type."""
+    quantization: QuantizationReport
     quality: list[EncoderQuality]
     """What each quantised engine loses."""
 
@@ -73,6 +76,8 @@ class EncoderReport:
             lines += ["", *range_markdown(self.islands)]
         if self.quality:
             lines += ["", "## Quality", "", *(quality.markdown() for quality in self.quality)]
+        if left := float_activations(self.quantization):
+            lines += ["", "## Quantisation", "", *left]
         lines += [
             "",
             "## Weights",

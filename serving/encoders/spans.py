@@ -25,7 +25,7 @@ def label(
         ):
             if sequence is None:
                 continue
-            depth = min(place, len(segment.offsets) - place)
+            depth = min(place, len(segment.offsets) - 1 - place)
             best = int(probabilities[place].argmax())
             score = float(probabilities[place, best])
             span = Span(labels[best], score, text[slice(*offset)], *offset)

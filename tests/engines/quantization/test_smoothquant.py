@@ -10,8 +10,9 @@ from engines.linears import find_linears
 from engines.passes.integer_matmul import lower_integer_matmul
 from engines.quantization import smoothquant
 from engines.quantization.kv_cache import largest_entries, quantize_kv_cache
-from engines.quantization.smoothquant import quantize_w8a8, smoothing_scale
-from tests.engines.passes.graphs import operators
+from engines.quantization.smoothquant import keep_float, quantize_w8a8, smoothing_scale
+from serving.contract import INPUT_IDS
+from tests.engines.passes.graphs import operators, run
 from tests.engines.quantization.trained import Trained, load_trained
 
 
@@ -21,6 +22,70 @@ def test_the_scale_is_that_of_the_paper() -> None:
     got = smoothing_scale(largest, weights, 0.75)
     # max|x| ** alpha / max|w| ** (1 - alpha), and 1 for channels that are never used.
     np.testing.assert_allclose(got, [8**0.75 / 2**0.25, 1, 1, 1 / 4**0.25], rtol=1e-6)
+
+
+def test_the_largest_errors_stay_float_within_their_share() -> None:
+    errors = {"a": 0.004, "b": 0.5, "c": 0.002, "d": 0.3}
+    # b alone is more than a quarter of the multiplications, d and a fit.
+    assert keep_float(errors, {"a": 10, "b": 50, "c": 60, "d": 20}) == ["d", "a"]
+    assert keep_float(errors, {"a": 10, "b": 10, "c": 60, "d": 20}) == ["b", "a"]
+
+
+MASSIVE = 7  # a token
+
+
+def two_layers() -> ir.Model:
+    """Two linear layers of embeddings; one token has a number in the first beyond all others."""
+    random = np.random.default_rng(0)
+
+    def constant(name: str, *shape: int) -> ir.Value:
+        array = random.standard_normal(shape, np.float32)
+        if name == "small.table":
+            array[MASSIVE] *= 3000
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(shape), const_value=tensor)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        return value
+
+    ids = ir.Value(
+        name=INPUT_IDS, shape=ir.Shape(["batch", "n"]), type=ir.TensorType(ir.DataType.INT64)
+    )
+    nodes, constants = [], []
+    for name, width in (("small", 16), ("large", 64)):
+        constants += [constant(f"{name}.table", 32, 16), constant(f"{name}.weight", 16, width)]
+        for operator, inputs, columns in (
+            ("Gather", [constants[-2], ids], 16),
+            ("MatMul", [None, constants[-1]], width),
+        ):
+            inputs = [nodes[-1].outputs[0] if each is None else each for each in inputs]
+            nodes.append(ir.node(operator, inputs, name=f"{name}/{operator}"))
+            output = nodes[-1].outputs[0]
+            output.name, output.shape = (
+                f"{name}/{operator}/output",
+                ir.Shape(["batch", "n", columns]),
+            )
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+    outputs = [node.outputs[0] for node in nodes if node.op_type == "MatMul"]
+    graph = ir.Graph([ids], outputs, nodes=nodes, initializers=constants, opset_imports={"": 24})
+    return ir.Model(graph, ir_version=11)
+
+
+def test_a_token_beyond_all_others_leaves_the_others_their_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = [np.random.default_rng(seed).permutation(32) for seed in range(6)]
+    ids = np.delete(np.arange(32), MASSIVE)[None]
+    (expected,) = run(two_layers(), {INPUT_IDS: ids}, "small/MatMul/output").values()
+    errors = []
+    for limit in (smoothquant.LARGEST_ERROR, np.inf):
+        monkeypatch.setattr(smoothquant, "LARGEST_ERROR", limit)
+        model = two_layers()
+        small, large = quantize_w8a8(model, windows, tmp_path, head=True)
+        assert (small.is_float, large.is_float) == (limit < 1, False)
+        (got,) = run(model, {INPUT_IDS: ids}, "small/MatMul/output").values()
+        errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    # GPTQ fits the weights to all tokens, of which the large one counts most.
+    assert errors[0] < 0.1 < 0.5 < errors[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +102,7 @@ class TestTrained:
         for alphas, ranges in (everything, ((0.5,), (1.0,)), ((), (1.0,))):
             monkeypatch.setattr(smoothquant, "ALPHAS", alphas)
             monkeypatch.setattr(smoothquant, "RANGES", ranges)
+            monkeypatch.setattr(smoothquant, "LARGEST_ERROR", np.inf)
             model = trained.graph.clone()
             quantize_w8a8(model, list(trained.calibration), tmp_path)
             lower_integer_matmul(model)

@@ -1,12 +1,13 @@
 """An opened encoder against transformers' own pipelines."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import serving
 from serving.errors import UserError
@@ -111,6 +112,47 @@ def test_label_tokens(encoder: Encoders) -> None:
         (each["entity_group"], each["start"], each["end"]) for each in grouped
     ]
     assert spans
+
+
+def test_label_tokens_of_several_segments(encoder: Encoders) -> None:
+    folder, overlap = encoder("entities"), 6
+    with serving.load_encoder(folder / "bundle", threads=1) as model:
+        length = model.encoder.max_length
+        text = " ".join([LONG] * -(-length // 60))
+        options = {"context_overflow": "segments", "overlap": overlap}
+        ours = model.label_tokens(text, grouped=False, **options)
+        spans = model.label_tokens(text, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint", model_max_length=length)
+    cut = {"truncation": True, "stride": overlap, "return_overflowing_tokens": True}
+    encodings = tokenizer(text, return_offsets_mapping=True, **cut)
+    reference = AutoModelForTokenClassification.from_pretrained(folder / "checkpoint").eval()
+    best: dict[tuple[int, int], tuple[int, str, float]] = {}
+    times: Counter[tuple[int, int]] = Counter()
+    for ids, offsets in zip(encodings["input_ids"], encodings["offset_mapping"], strict=True):
+        with torch.no_grad():
+            shares = reference(torch.tensor([ids])).logits[0].softmax(-1)
+        for place in range(1, len(ids) - 1):
+            edge = min(place, len(ids) - 1 - place)
+            times[offsets[place]] += 1
+            if edge > best.get(offsets[place], (0,))[0]:
+                score, label = shares[place].max(-1)
+                name = reference.config.id2label[int(label)]
+                best[offsets[place]] = edge, name, float(score)
+    assert len(encodings["input_ids"]) > 2
+    assert [(t.start, t.end) for t in ours] == sorted(best)
+    assert [t.label for t in ours] == [best[t.start, t.end][1] for t in ours]
+    scores = [best[t.start, t.end][2] for t in ours]
+    np.testing.assert_allclose([t.score for t in ours], scores, atol=1e-5)
+    # The pipeline has its own rule for what is in two segments: the rest has to be the same.
+    options = {"aggregation_strategy": "simple", "stride": overlap, "tokenizer": tokenizer}
+    shared = {place for offset, n in times.items() if n > 1 for place in range(*offset)}
+    alone = [
+        (each["entity_group"], each["start"], each["end"])
+        for each in hugging_face(folder, "token-classification", **options)(text)
+        if not shared & set(range(each["start"] - 1, each["end"] + 2))
+    ]
+    assert len(alone) > 20
+    assert {*alone} <= {(span.label, span.start, span.end) for span in spans}
 
 
 def test_answer(encoder: Encoders) -> None:
