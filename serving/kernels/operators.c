@@ -1,16 +1,8 @@
-/* Registering the operators with an ONNX Runtime session.
- *
- * ONNX Runtime takes a registered kernel before its own of the same name and domain: graphs are the
- * same with and without this library.
- */
+/* What the operators here have in common. */
 #include "operators.h"
 
-#include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define EXPORTED __attribute__((visibility("default")))
 
 InstructionSet instruction_set_in_use(void) {
     const char *choice = getenv("EXPORT_LLM_KERNELS");
@@ -23,101 +15,9 @@ InstructionSet instruction_set_in_use(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : NONE;
 }
 
-/* The name of the instruction set in use, or NULL where the kernels have none for this processor.
- */
-EXPORTED const char *instruction_set(void) {
-    static const char *const names[] = {[NONE] = NULL, [AVX2] = "AVX2", [AVX512] = "AVX-512 VNNI"};
-    return names[instruction_set_in_use()];
-}
-
 static MemoryInfo *arena;
 
-/* Operators that stand in for ONNX Runtime's, by whether all floats and whether the cache's are of
- * 32 bits, and functions of our own. Options of sessions keep the domains that are added to them,
- * and nothing tells when they go: each ONNX Runtime in the process has one set of them for good. */
-typedef struct Domains {
-    const Api *api;
-    OpDomain *standing_in[2][2], *own;
-    struct Domains *older;
-} Domains;
-
-/* A registered operator hides ONNX Runtime's for other types. */
-static Status *create_standing_in(const Api *api, bool is_float32, bool has_float32_cache,
-                                  OpDomain **domain) {
-    TRY(create_domain(api)("com.microsoft", domain));
-    TRY(add_to_domain(api)(*domain, &float_matmul_n_bits));
-    TRY(add_to_domain(api)(*domain, &half_matmul_n_bits));
-    if (is_float32) {
-        TRY(add_to_domain(api)(*domain, &fused_matmul));
-        TRY(add_to_domain(api)(*domain, fast_gelu));
-    }
-    return has_float32_cache ? add_to_domain(api)(*domain, &group_query_attention) : NULL;
-}
-
-/* Graphs have functions of these names: without the kernels, ONNX Runtime runs their bodies. */
-static Status *create_own(const Api *api, OpDomain **domain) {
-    TRY(create_domain(api)("export_llm", domain));
-    TRY(add_to_domain(api)(*domain, ge_glu));
-    TRY(add_to_domain(api)(*domain, swi_glu));
-    TRY(add_to_domain(api)(*domain, encoder_attention));
-    TRY(add_to_domain(api)(*domain, packed_encoder_attention));
-    return add_linear_operators(api, *domain);
-}
-
-static Status *create_domains(const Api *api, Domains *domains) {
-    for (int i = 0; i < 4; i++)
-        TRY(create_standing_in(api, i / 2, i % 2, &domains->standing_in[i / 2][i % 2]));
-    return create_own(api, &domains->own);
-}
-
-static void release_domains(const Api *api, Domains *domains) {
-    for (int i = 0; i < 4; i++)
-        release_domain(api)(domains->standing_in[i / 2][i % 2]);
-    release_domain(api)(domains->own);
-    free(domains);
-}
-
-/* The domains of this ONNX Runtime, made by the first who asks. */
-static Status *find_domains(const Api *api, const Domains **found) {
-    static Domains *newest;
-    for (*found = newest; *found; *found = (*found)->older)
-        if ((*found)->api == api)
-            return NULL;
-    Domains *created = calloc(1, sizeof *created);
-    if (!created)
-        return create_status(api)(FAIL, "there is no memory for the kernels' operators");
-    Status *status = create_domains(api, created);
-    if (status) {
-        release_domains(api, created);
-        return status;
-    }
-    created->api = api;
-    created->older = newest;
-    *found = newest = created;
-    return NULL;
-}
-
-static Status *take_domains(const Api *api, const Domains **domains) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    pthread_mutex_lock(&lock);
-    Status *status = arena ? NULL : cpu_memory_info(api)(ARENA, 0, &arena);
-    if (!status)
-        status = find_domains(api, domains);
-    pthread_mutex_unlock(&lock);
-    return status;
-}
-
-/* What ONNX Runtime calls; the name is its own. */
-EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
-    const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
-    const Domains *domains;
-    int is_float32 = 0, has_float32_cache = 0;
-    TRY(take_domains(api, &domains));
-    TRY(has_entry(api)(options, "export_llm.float32", &is_float32));
-    TRY(has_entry(api)(options, "export_llm.float32_cache", &has_float32_cache));
-    TRY(add_domain(api)(options, domains->standing_in[is_float32 != 0][has_float32_cache != 0]));
-    return add_domain(api)(options, domains->own);
-}
+Status *find_arena(const Api *api) { return arena ? NULL : cpu_memory_info(api)(ARENA, 0, &arena); }
 
 static Status *data_and_type(const Api *api, const Value *value, const void **data,
                              ElementType *type) {

@@ -20,6 +20,9 @@ extern const CustomOp *const encoder_attention, *const packed_encoder_attention;
 /* Linear and IntegerLinear, with what may follow them. */
 Status *add_linear_operators(const Api *api, OpDomain *domain);
 
+/* Find ONNX Runtime's arena, which scratch is taken from; once before any kernel is made. */
+Status *find_arena(const Api *api);
+
 typedef enum { NONE, AVX2, AVX512 } InstructionSet;
 
 /* What this processor has and EXPORT_LLM_KERNELS doesn't forbid. */
