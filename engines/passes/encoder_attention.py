@@ -10,7 +10,7 @@ import onnx_ir.passes.common as common
 
 from engines.passes.insertion import Inserter, take_place
 from engines.passes.matching import input_of, integers, is_last_axis, only_reader, producer
-from engines.passes.own_operators import DOMAIN, define
+from engines.passes.own_operators import ENCODER_DOMAIN, define
 
 _BODY = """
     length = Shape <start = 1, end = 2> (queries)
@@ -47,7 +47,7 @@ def fuse_encoder_attention(model: ir.Model) -> None:
     used = {_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Attention"}
     for operator in sorted(name for name in used if name is not None):
         parameters, body = _FUNCTIONS[operator]
-        define(model, f"{operator} {_ATTRIBUTES} {parameters}", body)
+        define(model, ENCODER_DOMAIN, f"{operator} {_ATTRIBUTES} {parameters}", body)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -70,7 +70,7 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:
     scale = node.attributes.get_float("scale")
     assert scale is not None
     attributes = {"heads": queries.heads, "kv_heads": keys.heads, "scale": scale}
-    take_place(graph, last, insert.value(operator, inputs, domain=DOMAIN, **attributes))
+    take_place(graph, last, insert.value(operator, inputs, domain=ENCODER_DOMAIN, **attributes))
     return operator
 
 

@@ -16,7 +16,7 @@ from engines.initializers import add_initializer
 from engines.linears import find_linears
 from engines.passes.insertion import Attribute, Inserter, take_place
 from engines.passes.matching import only_reader
-from engines.passes.own_operators import DOMAIN, define
+from engines.passes.own_operators import ENCODER_DOMAIN, define
 from engines.passes.transposed_weights import stored_by_output
 
 # Numbers that share a scale, where our kernels take integers.
@@ -131,7 +131,7 @@ def _replace(graph: ir.Graph, layer: _Layer) -> None:
     inputs = [layer.source, *layer.weights, bias]
     if layer.residual is not None:
         inputs.append(layer.residual)
-    value = insert.value(operator, inputs, domain=DOMAIN, **layer.attributes)
+    value = insert.value(operator, inputs, domain=ENCODER_DOMAIN, **layer.attributes)
     take_place(graph, layer.last, value)
 
 
@@ -145,4 +145,4 @@ def _define(model: ir.Model, is_integer: bool, end: str) -> None:
     residual = ", residual" if end == "Add" else ""
     body = _INTEGER_PRODUCT if is_integer else _PRODUCT
     signature = f"{_name(is_integer, end)} {attributes} ({parameters}{residual}) => (y)"
-    define(model, signature, body + _ENDS[end])
+    define(model, ENCODER_DOMAIN, signature, body + _ENDS[end])

@@ -39,7 +39,7 @@ def fuse_gated_activations(model: ir.Model) -> None:
             _replace(model.graph, split, operator, product)
             used.add(operator)
     for operator in sorted(used):
-        define(model, f"{operator} (x) => (y)", _BODY.format(_ACTIVATIONS[operator]))
+        define(model, DOMAIN, f"{operator} (x) => (y)", _BODY.format(_ACTIVATIONS[operator]))
     if used:
         common.RemoveUnusedNodesPass()(model)
 

@@ -8,14 +8,17 @@ import onnx_ir as ir
 
 DOMAIN = "export_llm"
 
+# Of a library of their own; ONNX Runtime takes a domain from one library only.
+ENCODER_DOMAIN = "export_llm.encoders"
 
-def define(model: ir.Model, signature: str, body: str) -> None:
+
+def define(model: ir.Model, domain: str, signature: str, body: str) -> None:
     """Add a function to the model, with the body in ONNX's text form."""
     opset = model.graph.opset_imports[""]
     opsets = f'"": {opset}, "com.microsoft": 1'
     function = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: [{opsets}]> {signature} {{ {body} }}'
+        f'<domain: "{domain}", opset_import: [{opsets}]> {signature} {{ {body} }}'
     )
     made = ir.serde.deserialize_function(function)
     model.functions[made.identifier()] = made
-    model.graph.opset_imports[DOMAIN] = 1
+    model.graph.opset_imports[domain] = 1

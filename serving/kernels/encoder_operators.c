@@ -4,7 +4,7 @@
 #include "registration.h"
 
 static Status *create(const Api *api, OpDomain *domains[MOST_DOMAINS]) {
-    TRY(create_domain(api)("export_llm", &domains[0]));
+    TRY(create_domain(api)("export_llm.encoders", &domains[0]));
     TRY(add_to_domain(api)(domains[0], encoder_attention));
     TRY(add_to_domain(api)(domains[0], packed_encoder_attention));
     return add_linear_operators(api, domains[0]);
