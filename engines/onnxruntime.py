@@ -12,6 +12,8 @@ from engines.passes.bfloat16_arithmetic import widen_bfloat16_arithmetic
 from engines.passes.block_quantized_weights import lower_block_quantized_weights
 from engines.passes.device_lengths import keep_lengths_on_device
 from engines.passes.embeddings import expose_embeddings
+from engines.passes.encoder_attention import fuse_encoder_attention
+from engines.passes.fused_linears import fuse_linears
 from engines.passes.gated_activations import fuse_gated_activations
 from engines.passes.group_query_attention import lower_to_group_query_attention
 from engines.passes.integer_matmul import lower_integer_matmul
@@ -38,13 +40,12 @@ PASSES = (
     fuse_gated_activations,
     expose_embeddings,
 )
-# Whole texts have many rows, for which ONNX Runtime's own packed products and its standard
-# attention are as fast as any other: see docs/encoders.md. A product for all projections would be
-# copied apart.
 ENCODER_PASSES = (
     lower_integer_matmul,
     lower_block_quantized_weights,
+    fuse_encoder_attention,
     separate_projections,
+    fuse_linears,
 )
 
 

@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--onnx", type=Path, help="the checkpoint's graph by another exporter")
+    parser.add_argument("--sequences", type=int, nargs="+", default=SEQUENCES, metavar="TOKENS")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="ROWS")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processor-time", action="store_true", help="of one thread")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -176,8 +178,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     print("| tokens | rows | " + " | ".join(opened) + " |")
     print("| --- | --- |" + " --- |" * len(opened))
-    for tokens in SEQUENCES:
-        for rows in BATCHES:
+    for tokens in arguments.sequences:
+        for rows in arguments.batches:
             found = measure(opened, rows, tokens, clock)
             figures[f"{tokens}x{rows}"] = found
             first = next(iter(found.values()))["tokens_per_second"]

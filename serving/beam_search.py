@@ -150,10 +150,11 @@ class BeamSearch:
 
     def _found(self) -> Found:
         vocabulary, prompt_tokens = self._sequence.vocabulary, self._sequence.prompt_tokens
+        after = vocabulary.ending(self._prompt_ids) if vocabulary else ()
         generations = [
             Generation(
                 token_ids=hypothesis.token_ids,
-                text=vocabulary.decode(hypothesis.token_ids) if vocabulary else "",
+                text=vocabulary.decode(hypothesis.token_ids, after) if vocabulary else "",
                 finish_reason=hypothesis.finish_reason,
                 prompt_tokens=prompt_tokens,
                 score=hypothesis.score,

@@ -132,7 +132,9 @@ class Sequence:
         self._ids[: len(prompt_ids)] = prompt_ids
         self._prompt_length = self._length = len(prompt_ids)
         self.random = random_state(sampling.seed)
-        self._detokenizer = Detokenizer(vocabulary) if vocabulary else None
+        self._detokenizer = (
+            Detokenizer(vocabulary, vocabulary.ending(prompt_ids)) if vocabulary else None
+        )
         self._stops = StopStrings(limits.stop)
         self._forgotten = 0  # so many tokens behind the sinks
         self.finished = False

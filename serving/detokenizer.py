@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from serving.engine import IntArray
+
 REPLACEMENT = "\ufffd"
 _BYTE_TOKENS = ("<0x%02X>", "<0x%02x>")
 
@@ -23,24 +25,39 @@ class Vocabulary:
         """Whether decoding skips this id: a special token, or one that the tokenizer lacks."""
         return token_id in self.special or self.tokenizer.id_to_token(token_id) is None
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of ``token_ids`` without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """Text of ``token_ids`` without special tokens, as it goes on ``after`` others."""
+        if not after:
+            return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self.decode([*after, *token_ids])[len(self.decode(after)) :]
+
+    def ending(self, token_ids: Sequence[int] | IntArray) -> list[int]:
+        """What a text that goes on from ``token_ids`` is decoded after: the last of them, or none.
+
+        A decoder may strip the space that a text begins with, and this one doesn't begin there. It
+        does behind a special token, and a character that isn't complete is no text to go on from.
+        """
+        begin = len(token_ids)
+        while begin and int(token_ids[begin - 1]) in self.bytes:  # a run of them is decoded as one
+            begin -= 1
+        last = [int(i) for i in token_ids[begin:]] or [int(i) for i in token_ids[-1:]]
+        is_text = not any(map(self.is_silent, last)) and not self.decode(last).endswith(REPLACEMENT)
+        return last if is_text else []
 
 
 class Detokenizer:
-    """Text of one sequence, as its tokens arrive.
+    """Text of one sequence, as its tokens arrive, which goes on ``after`` others.
 
     The pieces add up to ``tokenizer.decode`` of all the tokens without special ones. Only a short
     window is decoded again: the tokens since the last piece, and those of that piece, because a
     decoder treats the first token it is given differently (it strips a space).
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, after: Sequence[int] = ()) -> None:
         self._vocabulary = vocabulary
-        self._window: list[int] = []
-        self._given = 0  # so many tokens of the window,
-        self._given_text = ""  # and this text of it, were returned before
+        self._window = list(after)
+        self._given = len(after)  # so many tokens of the window,
+        self._given_text = vocabulary.decode(after)  # and this text of it, were returned before
 
     def push(self, token_id: int) -> str:
         """Add a token; return the text that is now certain, maybe none."""

@@ -65,7 +65,7 @@ class DraftSlot:
         for i in range(length):
             if i:
                 logits = self._run(drafted[i - 1 : i], self._length + i - 1)
-            scores = logits[:vocab]
+            scores = _finite(logits[:vocab])
             if matcher is not None:
                 scores = _masked(scores, matcher)
             if probabilities is None:
@@ -97,6 +97,11 @@ class DraftSlot:
 
     def _run(self, ids: IntArray, past_length: int) -> FloatArray:
         return prefill(self._model.engine, ids, self._slot, self._model.chunk, past_length)
+
+
+def _finite(scores: FloatArray) -> FloatArray:
+    """Zeros in place of a broken model's scores: any guess will do, as it is verified."""
+    return scores if np.isfinite(scores.max()) else np.zeros_like(scores)
 
 
 def _masked(scores: FloatArray, matcher: Matcher) -> FloatArray:

@@ -112,6 +112,16 @@ class EmbeddingEngine(Engine, Protocol):
         ...
 
 
+class EncodedSource(Protocol):
+    """What an encoder made of a source of so many ``tokens``, outside of all slots."""
+
+    tokens: int
+
+    def put(self, slot: int) -> None:
+        """Let a slot keep it."""
+        ...
+
+
 @runtime_checkable
 class SourceEngine(Engine, Protocol):
     """An engine that may be an encoder-decoder: it is if its cache has sources."""
@@ -120,6 +130,13 @@ class SourceEngine(Engine, Protocol):
         """Run the encoder on sources [n], and keep in slots what their decoder steps read of them.
 
         Raises ValueError if one is longer than the cache's sources may be.
+        """
+        ...
+
+    def encode_ahead(self, sources: Sequence[IntArray]) -> Sequence[EncodedSource]:
+        """Run the encoder on sources [n] in one batch, for slots that they get later.
+
+        Raises ValueError as ``encode`` does.
         """
         ...
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from serving.draft_model import DraftModel
 from serving.embedding import Embedded, EmbeddedPrompt, Embeddings, Pooling
 from serving.engine import EmbeddingEngine, Engine, FloatArray
 from serving.errors import UserError
+from serving.generation_config import with_defaults
 from serving.mixed_decoder import MixedDecoder
 from serving.pacing import Pacing
 from serving.prefix_cache import PrefixCache
@@ -52,7 +53,8 @@ class Model(Closing):
     One generation runs at a time, over the engine's first ``slots`` slots (default: all). Rows
     behind them keep what finished sequences computed, for prompts that begin alike. Without a
     ``tokenizer`` prompts must be token ids and texts are empty. ``adapters`` are the engine's
-    numbers of LoRA adapters by their names.
+    numbers of LoRA adapters by their names. ``defaults`` are options of ``generate`` that an
+    encoder-decoder's checkpoint wants for its outputs; whoever generates takes them, or not.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Model(Closing):
         draft: Engine | None = None,
         slots: int | None = None,
         adapters: Mapping[str, int] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {prefill_chunk}, but must be at least 1: raise it.")
@@ -74,6 +77,7 @@ class Model(Closing):
         self.slots = slots or engine.cache.slots
         self.prompts = PromptEncoder(engine.vocab_size, tokenizer, chat_template)
         self.adapters = dict(adapters or {})
+        self.defaults = dict(defaults or {})
         source = engine.cache.source
         self._sequences = SequenceBuilder(
             self.prompts,
@@ -186,6 +190,16 @@ class Model(Closing):
     ) -> decoding.Sequence:
         """Return a sequence, ready for a scheduler; see SequenceBuilder.build."""
         return self._sequences.build(prompt, index, **options)
+
+    def completed(self, options: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+        """Options of ``generate``, and of the ``defaults`` those that go with them.
+
+        See generation_config.with_defaults.
+        """
+        if not self.defaults:
+            return dict(options)
+        most = self.engine.cache.capacity - 1  # an output goes on from one token
+        return with_defaults(options, self.defaults, most, stream=stream)
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Compile a constraint for request_queue.Job; see SequenceBuilder.matcher."""

@@ -12,6 +12,7 @@ from serving.engine import Engine
 from serving.engine_plan import EnginePlan, Runtime
 from serving.errors import UserError
 from serving.generation import Model
+from serving.generation_config import generation_defaults
 from serving.prompts import PromptEncoder
 from serving.source_limits import choose_source_capacity, refuse_for_sources
 
@@ -50,9 +51,10 @@ def load(
     must be exported with ``--lora``. ``draft`` is the bundle of a smaller model with the same
     tokens, for speculative decoding. ``capacity`` is the most tokens a sequence may have, prompt
     included (default: the model's maximum, at most 4096), ``source_capacity`` that of an
-    encoder-decoder's sources (default: likewise), ``slots`` how many sequences run at a
-    time (default: 4). ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if
-    there is one). ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
+    encoder-decoder's sources (default: likewise), ``slots`` how many sequences run at a time
+    (default: 4, or as many as an encoder-decoder's checkpoint wants beams, if those are more).
+    ``target`` picks one of the bundle's engines (default: ONNX Runtime's, if there is one).
+    ``provider`` is "cpu" or "cuda" and says where ONNX Runtime runs (default:
     "cpu"); TensorRT runs on the GPU. ``runtime`` "native" runs ONNX Runtime's engines on the CPU by
     libllm_runtime, with the same tokens. ``threads`` defaults to the physical cores,
     ``prefill_chunk`` is how many tokens of a prompt run at once. ``prefix_rows`` more rows of KV
@@ -66,7 +68,9 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify, key_file)
     engine = choose_engine(opened, target)
-    slots = _choose_slots(engine, slots)
+    has_sources = opened.manifest.graph.source is not None
+    defaults = generation_defaults(opened) if has_sources else {}
+    slots = _choose_slots(engine, slots, max(DEFAULT_SLOTS, defaults.get("num_beams", 1)))
     capacity = _choose_capacity(opened, engine, capacity)
     source_capacity = choose_source_capacity(
         opened.manifest.graph.source, source_capacity, DEFAULT_CAPACITY
@@ -112,6 +116,7 @@ def load(
         draft=engines[1] if draft is not None else None,
         slots=slots,
         adapters=tables.indices,
+        defaults=defaults,
     )
 
 
@@ -248,10 +253,10 @@ def find_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
     return engine
 
 
-def _choose_slots(engine: EngineInfo, slots: int | None) -> int:
+def _choose_slots(engine: EngineInfo, slots: int | None, default: int = DEFAULT_SLOTS) -> int:
     most = engine.max_batch
     if slots is None:
-        return most or DEFAULT_SLOTS
+        return most or default
     if slots < 1 or (most is not None and slots > most):
         limit = f"from 1 to {most}" if most else "at least 1"
         raise UserError(f"slots is {slots}, but must be {limit}: change slots=.")

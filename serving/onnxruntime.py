@@ -30,9 +30,9 @@ from serving.contract import (
     past_name,
     present_name,
 )
-from serving.engine import FloatArray, IntArray, as_float32
+from serving.engine import EncodedSource, FloatArray, IntArray, as_float32
 from serving.errors import UserError
-from serving.kernels import library
+from serving.kernels import libraries, library
 from serving.kv_cache import STORAGE, KVCache, SourceCache, aligned_zeros
 from serving.lora import AdapterTables
 from serving.pipeline import HiddenBuffer, HiddenStates
@@ -183,6 +183,11 @@ class OnnxRuntimeEngine(Closing):
         assert self._encoder is not None, "not an encoder-decoder"
         self._encoder.run(sources, first_slot)
 
+    def encode_ahead(self, sources: Sequence[IntArray]) -> Sequence[EncodedSource]:
+        """Run the encoder on sources [n] in one batch; see SourceEngine.encode_ahead."""
+        assert self._encoder is not None, "not an encoder-decoder"
+        return self._encoder.ahead(sources)
+
     def hand_on(
         self,
         input_ids: IntArray,
@@ -283,7 +288,7 @@ def open_session(
             with redirect_stdout(sys.stderr):  # it prints what it can't load
                 ort.preload_dlls()  # CUDA's libraries from the wheels beside onnxruntime-gpu
         options.add_session_config_entry("session.force_spinning_stop", str(int(takes_turns)))
-        kernels = library() if provider == "cpu" else None
+        kernels = libraries() if provider == "cpu" else []
         disabled = list(_SLOW_FUSIONS) if provider == "cpu" else []
         if kernels:
             disabled += _register(kernels, options, float32=float32, float32_cache=float32_cache)
@@ -327,14 +332,15 @@ def session_options(threads: int | None, *, prepack: bool) -> ort.SessionOptions
 
 
 def _register(
-    kernels: Path, options: ort.SessionOptions, *, float32: bool, float32_cache: bool
+    kernels: Sequence[Path], options: ort.SessionOptions, *, float32: bool, float32_cache: bool
 ) -> list[str]:
     """Let our own kernels run in place of ONNX Runtime's, and name optimisers that they forbid."""
     if float32:
         options.add_session_config_entry("export_llm.float32", "1")
     if float32_cache:
         options.add_session_config_entry("export_llm.float32_cache", "1")
-    options.register_custom_ops_library(str(kernels))
+    for path in kernels:
+        options.register_custom_ops_library(str(path))
     return _OTHER_PRODUCTS if float32 else []
 
 

@@ -10,9 +10,10 @@ from serving.encoders.opening import open_encoder
 from serving.errors import UserError
 from serving.generation import Model
 
-# What of the parameters for decoders there is for encoders too.
-_FOR_ENCODERS = {"target", "threads"}
+_FOR_ENCODERS = {"target", "threads", "batch_tokens"}
 _FOR_OPENING = {"verify", "key_file"}
+ENCODER_OPTIONS = _FOR_ENCODERS | _FOR_OPENING
+"""The parameters of load_encoder."""
 
 
 @functools.wraps(loading.load)

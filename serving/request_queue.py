@@ -1,14 +1,16 @@
 """The sequences that wait for a slot: bounded, by priority, and fair between clients."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import inf
 
 from serving.beam_search import BeamParameters
 from serving.constraints import Matcher
 from serving.decoding import Sequence
+from serving.engine import EncodedSource
 from serving.errors import UserError
 
 
@@ -23,7 +25,7 @@ class Job:
     Jobs of a higher ``priority`` go first; of equal ones each ``client`` has its turn. After
     ``deadline`` (in the scheduler's clock, seconds) the job is given up. With ``beams`` it is a
     search from the sequence's prompt. A ``matcher`` that is still being made constrains the
-    sequence, which waits for it.
+    sequence, which waits for it. ``source`` is what an encoder has made of its source already.
     """
 
     sequence: Sequence
@@ -32,6 +34,7 @@ class Job:
     deadline: float = inf
     beams: BeamParameters | None = None
     matcher: Future[Matcher] | None = None
+    source: EncodedSource | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -76,6 +79,12 @@ class RequestQueue:
                     if job.is_ready:
                         return job
         return None
+
+    def upcoming(self) -> Iterator[Job]:
+        """All jobs, in the order of their turns if no others come."""
+        for priority in sorted(self._levels, reverse=True):
+            for turn in zip_longest(*self._levels[priority].values()):
+                yield from (job for job in turn if job is not None)
 
     def remove(self, job: Job) -> None:
         """Take out the job whose turn it is; its client's next one comes after other clients'."""

@@ -113,9 +113,9 @@ class LogProbs:
 
 
 def no_number() -> UserError:
-    """Return the error of logits that hold NaN."""
+    """Return the error of logits that hold NaN, or infinity as the highest."""
     return UserError(
-        "The engine returned NaN for this prompt, its precision overflows: "
+        "The engine returned NaN or infinity for this prompt, its precision overflows: "
         "export the model again in float32 or with --bf16."
     )
 
@@ -152,7 +152,8 @@ def sample(
     """Choose the next token from ``logits`` [vocab], which stay as they are.
 
     ``prompt_ids`` and ``generated_ids`` are 1-D. A greedy choice leaves ``state`` alone; any other
-    draws one number from it. Raises UserError if the engine gave NaN or no token is allowed.
+    draws one number from it. Raises UserError if the engine gave NaN or infinity, or no token is
+    allowed.
     """
     scores = _penalized(logits, parameters, prompt_ids, generated_ids)
     if parameters.temperature == 0:
@@ -214,7 +215,7 @@ def _penalized(
     if parameters.changes_logits:
         scores = penalize(logits, parameters, prompt_ids, generated_ids)
     best = scores[scores.argmax()]
-    if np.isnan(best):
+    if np.isnan(best) or best == np.inf:
         raise no_number()
     if best == -np.inf:
         raise no_token()

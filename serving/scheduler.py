@@ -15,6 +15,7 @@ from serving.errors import UserError
 from serving.pacing import Pacing
 from serving.prefix_cache import CachedRow, PrefixCache
 from serving.request_queue import Job, RequestQueue
+from serving.source_batches import SourceBatches
 
 # What a DeadlineError says.
 TOO_LATE = (
@@ -64,6 +65,9 @@ class Scheduler:
     ended, and nothing overtakes it meanwhile. Then its steps, chunks of others' prompts and decode
     steps take turns.
 
+    Before an encoder-decoder's first chunk its encoder runs, on sources of waiting sequences too if
+    all of them together are no longer than a chunk.
+
     With ``fills_slots_first`` nothing is decoded while there is a prompt that has a slot.
 
     Not thread-safe: one thread submits, cancels and steps. ``clock`` gives seconds.
@@ -84,6 +88,7 @@ class Scheduler:
         self._decoder = decoder
         self._pacing = pacing
         self._prefixes = prefixes
+        self._sources = SourceBatches(require_encoder(engine)) if engine.cache.source else None
         self._fills_slots_first = fills_slots_first
         self._clock = clock
         self.waiting = RequestQueue() if queue is None else queue
@@ -212,18 +217,19 @@ class Scheduler:
     def _run_chunk(self, prefill: Prefill) -> Iterator[Outcome]:
         sequence, done = prefill.job.sequence, prefill.done
         size = self._pacing.chunk(len(self.active))
-        begin = self._clock()
+        begin, encoded = self._clock(), 0
         if isinstance(sequence, EmbeddedPrompt):
             engine = require_embeddings(self._engine)
             prefill.done += sequence.run_chunk(engine, done, size, prefill.slot)
         else:
-            if sequence.source_ids is not None and not done:
-                require_encoder(self._engine).encode([sequence.source_ids], prefill.slot)
+            if self._sources is not None and not done:
+                waiting = self.waiting.upcoming()
+                encoded = self._sources.put(prefill.job, prefill.slot, waiting, size)
             chunk = sequence.context[None, done : done + size]
             last = np.array([[chunk.shape[1] - 1]])
             logits = self._engine.step(chunk, np.array([done]), last, prefill.slot)[0, 0]
             prefill.done += chunk.shape[1]
-        self._pacing.record_prefill(prefill.done - done, self._clock() - begin)
+        self._pacing.record_prefill(encoded + prefill.done - done, self._clock() - begin)
         if prefill.done < len(sequence.context):
             return
         if isinstance(sequence, EmbeddedPrompt):

@@ -3,12 +3,6 @@
 from serving.bundle import SourceInfo
 from serving.errors import UserError
 
-# Limits that servers check are those of decoders, where prompt and output share a capacity.
-NOT_SERVED = (
-    "Encoder-decoders aren't served over a network yet: use serve-llm generate, translate or "
-    "summarize, or serving.load."
-)
-
 
 def choose_source_capacity(
     source: SourceInfo | None, capacity: int | None, default: int

@@ -88,8 +88,10 @@ class SourcePrompts:
     def _language_token(self, language: str) -> int:
         tokenizer = self._prompts.require_tokenizer()
         for spelling in _SPELLINGS:
-            token = tokenizer.token_to_id(spelling.format(language))
-            if token is not None and token < self._prompts.vocab_size:
+            text = spelling.format(language)
+            token = tokenizer.token_to_id(text)
+            is_word = text == language and not _LANGUAGE.fullmatch(text)
+            if token is not None and token < self._prompts.vocab_size and not is_word:
                 return int(token)
         known = _languages(tokenizer)
         listed = f": this model knows {', '.join(known)}." if known else ", this model names none."
@@ -107,8 +109,8 @@ class SourcePrompts:
                 f"{self._capacity}: shorten it, take context_overflow='truncate' or open the "
                 "bundle with a larger source_capacity=."
             )
-        end = len(ids)
-        while end > 1 and self._is_special(int(ids[end - 1])):
+        end, first = len(ids), len(ids) - self._capacity + 1
+        while end > first and self._is_special(int(ids[end - 1])):
             end -= 1
         ending = ids[end:]
         return np.concatenate((ids[: self._capacity - len(ending)], ending))

@@ -1,5 +1,7 @@
 """Tiny random checkpoints of encoder-decoders, built from configs."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from serving.bundle import file_info
 from tests.checkpoints import VOCABULARY, enliven, tokenizer
 from tests.exports import export_bundle, once
 
@@ -51,7 +54,28 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # Fewer layers where transformers' generate can do with other numbers of them in encoders.
-FEW_LAYERS: dict[str, dict[str, int]] = {"t5": {}, "bart": {"encoder_layers": 1}}
+FEW_LAYERS: dict[str, dict[str, int]] = {
+    "t5": {},
+    "bart": {"encoder_layers": 1},
+    "marian": {"encoder_layers": 1, "decoder_layers": 1},
+}
+
+# What the generation_config.json of a checkpoint that searches may say.
+SEARCHING = {
+    "num_beams": 4,
+    "length_penalty": 0.6,
+    "no_repeat_ngram_size": 2,
+    "max_length": 12,
+    "min_length": 4,
+}
+# The same as transformers' generate takes it.
+SEARCHING_OPTIONS: dict[str, Any] = {
+    "num_beams": 4,
+    "length_penalty": 0.6,
+    "no_repeat_ngram_size": 2,
+    "max_new_tokens": 11,
+    "min_new_tokens": 3,
+}
 
 
 def make_encoder_decoder(name: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
@@ -82,3 +106,21 @@ def shared_bundle(factory: pytest.TempPathFactory, name: str) -> Path:
         export_bundle(path / "checkpoint", path / "bundle")
 
     return once(factory, f"encoder-decoders/{name}", make)
+
+
+def multilingual_bundle(factory: pytest.TempPathFactory) -> Path:
+    """The bundle of BART that searches unless told otherwise, with tokens for de_DE and fr_XX."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(shared_bundle(factory, "bart") / "bundle", path)
+        tokenizer = (path / "tokenizer.json").read_text()
+        for old, language in (("<|im_start|>", "de_DE"), ("<|im_end|>", "fr_XX")):
+            tokenizer = tokenizer.replace(old, language)
+        (path / "tokenizer.json").write_text(tokenizer)
+        (path / "generation_config.json").write_text(json.dumps(SEARCHING))
+        manifest = json.loads((path / "bundle.json").read_text())
+        for name in ("tokenizer.json", "generation_config.json"):
+            manifest["files"][name] = file_info(path / name).model_dump()
+        (path / "bundle.json").write_text(json.dumps(manifest))
+
+    return once(factory, "encoder-decoders/multilingual", make)

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, BertTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedModel,
+)
 
 from exporter.encoders.export import EncoderRequest, export_encoder
 from exporter.encoders.tasks import AUTO_CLASSES
@@ -84,6 +90,29 @@ def tokenizer() -> BertTokenizer:
     """The tokenizer of all tiny encoders, with BERT's special tokens."""
     texts = [inspect.getsource(functools), inspect.getsource(inspect)]
     return BertTokenizer().train_new_from_iterator(texts, VOCABULARY, show_progress=False)
+
+
+def likeliest_spans(
+    checkpoint: Path, question: str, context: str, max_tokens: int = 15
+) -> list[tuple[tuple[int, int], float]]:
+    """Where transformers' model has answers, in characters, and their scores; likeliest first."""
+    tokens = AutoTokenizer.from_pretrained(checkpoint)(question, context, return_tensors="pt")
+    reference = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        output = reference(**tokens)
+    inside = torch.tensor([each == 1 for each in tokens.encodings[0].sequence_ids])
+    start, end = (
+        logits[0].masked_fill(~inside, -torch.inf).softmax(0)
+        for logits in (output.start_logits, output.end_logits)
+    )
+    offsets = tokens.encodings[0].offsets
+    spans = {
+        (offsets[i][0], offsets[j][1]): float(start[i] * end[j])
+        for i in range(len(start))
+        for j in range(i, min(i + max_tokens, len(end)))
+        if inside[i] and inside[j]
+    }
+    return sorted(spans.items(), key=lambda span: -span[1])
 
 
 def encoder_fixture(factory: pytest.TempPathFactory) -> Callable[[str], Path]:

@@ -16,6 +16,7 @@ import serving
 from scripts.batch.command import main
 from scripts.batch.generator import Generator
 from scripts.batch.lines import Line
+from tests.encoder_decoders import multilingual_bundle
 from tests.serving.tiny_bundle import make_bundle
 
 # Each with the options that it should be generated with.
@@ -138,6 +139,43 @@ def test_what_is_done_is_kept_and_a_cut_off_line_is_done_again(
     texts = {key: line["text"] for key, line in results(output).items()}
     assert [texts[f"r{i}"] for i in range(3)] == ["kept"] * 3
     assert len({texts[f"r{i}"] for i in range(3, 6)} - {"kept", "abc"}) == 1
+
+
+def test_sources_with_their_languages(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    bundle = multilingual_bundle(tmp_path_factory)
+    lines: list[dict[str, Any]] = [
+        {"prompt": "def f(x):", "target_language": "fr_XX"},
+        {"prompt": "de_DE def f(x):", "source_language": "fr_XX", "target_language": "de_DE"},
+        {"prompt": "import os", "num_beams": 1},
+        {"prompt": "import sys", "temperature": 1.5, "seed": 2},
+        {"prompt": "x", "num_beams": 2, "length_penalty": 2.0},
+    ] + [{"prompt": f"def f{number}(x):"} for number in range(6)]
+    bad = [
+        {"prompt": "x", "target_language": "xx_YY"},
+        {"prompt": "x " * 300},
+        {"prompt": "x", "num_beams": 9},
+        {"messages": [{"role": "user", "content": "x"}]},
+    ]
+    reasons = ["no token for the language", "source capacity of 256", "4 slots", "no conversations"]
+    inputs, output = write(tmp_path / "in.jsonl", *lines, *bad), tmp_path / "out.jsonl"
+    write(output, {"line": 6, "text": "kept"})
+    arguments = [bundle, inputs, output, "--local", "--json", "--threads", 1]
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert json.loads(done.stdout)["failed"] == len(bad), done.output
+    found = results(output)
+    assert found[6]["text"] == "kept"
+    del lines[5]
+    with serving.load(bundle, threads=1) as model:
+        for number, line in zip([1, 2, 3, 4, 5, 7, 8, 9, 10, 11], lines, strict=True):
+            options = model.completed({**line, "prompt": None}, stream=False)
+            alone = model.generate(line["prompt"], **options)
+            assert found[number]["text"] == alone.text, line
+            assert found[number]["prompt_tokens"] == alone.prompt_tokens
+            assert found[number]["new_tokens"] == len(alone.token_ids)
+    for number, reason in enumerate(reasons, 12):
+        assert reason in found[number]["error"]
 
 
 def test_refusals(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

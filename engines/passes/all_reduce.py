@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import onnx.parser
 import onnx_ir as ir
 
-from engines.passes.gated_activations import DOMAIN
+from engines.passes.own_operators import DOMAIN
 
 _OPERATOR = "AllReduce"
 

@@ -6,15 +6,12 @@ memory. The operators are functions of the graph: ONNX Runtime runs their bodies
 for the CPU aren't registered.
 """
 
-import onnx
-import onnx.parser
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from engines.passes.insertion import Inserter, take_place
-from engines.passes.matching import integers, is_last_axis
-
-DOMAIN = "export_llm"
+from engines.passes.matching import integers, is_last_axis, only_reader
+from engines.passes.own_operators import DOMAIN, define
 
 _ACTIVATIONS = {
     "SwiGlu": """
@@ -25,6 +22,11 @@ _ACTIVATIONS = {
         activated = Gelu <approximate = "tanh"> (gate)
     """,
 }
+_BODY = """
+    gate, up = Split <axis = -1, num_outputs = 2> (x)
+    {}
+    y = Mul (activated, up)
+"""
 
 
 def fuse_gated_activations(model: ir.Model) -> None:
@@ -37,9 +39,7 @@ def fuse_gated_activations(model: ir.Model) -> None:
             _replace(model.graph, split, operator, product)
             used.add(operator)
     for operator in sorted(used):
-        function = ir.serde.deserialize_function(_function(operator, model.graph.opset_imports[""]))
-        model.functions[function.identifier()] = function
-        model.graph.opset_imports[DOMAIN] = 1
+        define(model, DOMAIN, f"{operator} (x) => (y)", _BODY.format(_ACTIVATIONS[operator]))
     if used:
         common.RemoveUnusedNodesPass()(model)
 
@@ -49,15 +49,15 @@ def _gated(split: ir.Node) -> tuple[str, ir.Node] | None:
     if not _halves(split):
         return None
     gate, up = split.outputs
-    product = _only_reader(up, "Mul")
+    product = only_reader(up, "Mul")
     if product is None:
         return None
     activated = next((value for value in product.inputs if value is not up), None)
     last = activated.producer() if activated is not None else None
-    if activated is None or last is None or _only_reader(activated, "Mul") is not product:
+    if activated is None or last is None or only_reader(activated, "Mul") is not product:
         return None
     if last.op_type == "Gelu" and last.attributes.get_string("approximate", "none") == "tanh":
-        return ("GeGlu", product) if _only_reader(gate, "Gelu") is last else None
+        return ("GeGlu", product) if only_reader(gate, "Gelu") is last else None
     if last.op_type == "Mul" and gate in last.inputs and len(gate.uses()) == 2:
         sigmoid = next((value for value in last.inputs if value is not gate), None)
         node = sigmoid.producer() if sigmoid is not None else None
@@ -81,27 +81,6 @@ def _halves(split: ir.Node) -> bool:
     return sizes is not None and sizes[0] == sizes[1]
 
 
-def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads a value once, if it is of this operator."""
-    uses = list(value.uses())
-    node = uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-    return node if node is not None and node.op_type == op_type else None
-
-
 def _replace(graph: ir.Graph, split: ir.Node, operator: str, product: ir.Node) -> None:
     insert = Inserter(graph, product, (product.name or operator).rpartition("/")[0])
     take_place(graph, product, insert.value(operator, [split.inputs[0]], domain=DOMAIN))
-
-
-def _function(operator: str, opset: int) -> onnx.FunctionProto:
-    """What the operator computes, in standard operators."""
-    return onnx.parser.parse_function(
-        f"""
-        <domain: "{DOMAIN}", opset_import: ["": {opset}]>
-        {operator} (x) => (y) {{
-            gate, up = Split <axis = -1, num_outputs = 2> (x)
-            {_ACTIVATIONS[operator]}
-            y = Mul (activated, up)
-        }}
-        """
-    )

@@ -18,6 +18,13 @@ def input_of(value: ir.Value | None, op_type: str) -> ir.Value | None:
     return node.inputs[0] if node is not None else None
 
 
+def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that reads a value once, if it is of this operator."""
+    uses = list(value.uses())
+    node = uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    return node if node is not None and node.op_type == op_type else None
+
+
 def integers(value: ir.Value | None) -> list[int] | None:
     """The numbers of a constant, such as axes."""
     tensor = value.const_value if value is not None else None

@@ -21,12 +21,9 @@ def fuse_transposed_weights(model: ir.Model) -> None:
     for linear in list(find_linears(model)):
         if linear.dequantize is not None:
             continue
-        if linear.transposed:
-            weight = linear.weight
-        elif len(linear.weight.uses()) == 1:
-            weight = _turned_round(model.graph, linear)
-        else:
+        if not linear.transposed and len(linear.weight.uses()) > 1:
             continue
+        weight = stored_by_output(model.graph, linear)
         node = linear.matmul
         node.op_type, node.domain = "FusedMatMul", "com.microsoft"
         node.replace_input_with(1, weight)
@@ -34,8 +31,10 @@ def fuse_transposed_weights(model: ir.Model) -> None:
         model.graph.opset_imports["com.microsoft"] = 1
 
 
-def _turned_round(graph: ir.Graph, linear: Linear) -> ir.Value:
-    """The weight as [out, in], put together when it is read."""
+def stored_by_output(graph: ir.Graph, linear: Linear) -> ir.Value:
+    """The weight as [out, in], put together when it is read if it is stored otherwise."""
+    if linear.transposed:
+        return linear.weight
     stored = linear.weight.const_value
     assert stored is not None
     return add_lazy_initializer(

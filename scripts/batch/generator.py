@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from scripts.batch.lines import Line, Task
-from serving.decoding import Failure, Sequence
+from serving.beam_search import BeamParameters, Found
+from serving.decoding import Failure, Token
 from serving.errors import UserError
 from serving.generation import GenerateOptions
 from serving.loading import load
 from serving.request_queue import Job
 from serving.result import Generation
 from serving.scheduler import Scheduler
+from serving.source_batches import LOOK_AHEAD
+
+_OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class Generator:
     def __init__(self, bundle: Path, opening: dict[str, Any], options: GenerateOptions) -> None:
         self._model = load(bundle, **opening)
         self._options = options
+        # Sources that wait are encoded with those that begin.
+        ahead = LOOK_AHEAD if self._model.is_encoder_decoder else 0
+        self._most = self._model.slots + ahead
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Ray Data's interface: columns ``number`` and ``text`` of lines in, ``result`` out."""
@@ -50,15 +57,16 @@ class Generator:
             try:
                 task = line.task()
                 carried = task.carried
-                sequence = self._sequence(task, index)
+                job = self._job(task, index)
+                scheduler.submit(job)
             except UserError as error:
                 yield line.failure(error, carried)
                 continue
+            sequence = job.sequence
             logprobs = None if sequence.sampling.logprobs is None else []
-            generation = Generation(prompt_tokens=len(sequence.prompt_ids), logprobs=logprobs)
+            generation = Generation(prompt_tokens=sequence.prompt_tokens, logprobs=logprobs)
             running[index] = _Running(line, carried, generation)
-            scheduler.submit(Job(sequence))
-            while len(running) == self._model.slots:
+            while len(running) == self._most:
                 yield from _ended(scheduler, running)
         while running:
             yield from _ended(scheduler, running)
@@ -67,11 +75,17 @@ class Generator:
         """Free the engine."""
         self._model.close()
 
-    def _sequence(self, task: Task, index: int) -> Sequence:
+    def _job(self, task: Task, index: int) -> Job:
         prompt = task.prompt
         if task.messages is not None:
+            if self._model.is_encoder_decoder:
+                raise UserError("Encoder-decoders read no conversations: give a prompt.")
             prompt = self._model.encode_chat(task.messages)
-        return self._model.sequence(prompt, index, **{**self._options, **task.options})
+        options = self._model.completed({**self._options, **task.options}, stream=False)
+        search = {name: options.pop(name) for name in _OF_BEAMS if name in options}
+        beams = BeamParameters(**search)
+        sequence = self._model.sequence(prompt, index, **options)
+        return Job(sequence, beams=beams if beams.num_beams > 1 else None)
 
 
 def _ended(scheduler: Scheduler, running: dict[int, _Running]) -> Iterator[str]:
@@ -82,6 +96,11 @@ def _ended(scheduler: Scheduler, running: dict[int, _Running]) -> Iterator[str]:
             del running[event.index]
             yield entry.line.failure(event.error, entry.carried)
             continue
+        if isinstance(event, Found):
+            del running[event.index]
+            yield entry.line.result(event.generations[0], entry.carried)
+            continue
+        assert isinstance(event, Token)
         entry.generation.add(event)
         if event.finish_reason is not None:
             del running[event.index]

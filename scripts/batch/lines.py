@@ -7,14 +7,14 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from serving.errors import UserError
+from serving.generation import GenerateOptions
 from serving.result import Generation
-from serving.sequences import SequenceOptions
 
 # What a line is known by in the output: its own id, or its number in the input, counted from 1.
 Key = tuple[Literal["id", "line"], str | int]
 
 # A line may have any option of Model.generate that JSON can say.
-_OPTIONS = get_type_hints(SequenceOptions)
+_OPTIONS = get_type_hints(GenerateOptions)
 del _OPTIONS["constraint"]
 _OPTIONS["decoder_prompt"] = str | list[int] | None
 
@@ -47,7 +47,7 @@ class Task:
 
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
-    options: SequenceOptions
+    options: GenerateOptions
     carried: dict[str, Any]
 
 
@@ -72,9 +72,7 @@ class Line:
         try:
             line = _Line.model_validate_json(self.text)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "The line"
-            raise UserError(f"{where} can't be read ({first['msg']}): mend the line.") from error
+            raise unreadable(error) from error
         fields = line.model_dump(exclude_unset=True)
         prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
         if (prompt is None) == (messages is None):
@@ -94,16 +92,24 @@ class Line:
         }
         if generation.logprobs is not None:
             fields["logprobs"] = [asdict(each) for each in generation.logprobs]
-        return self._output(fields)
+        return self.output(fields)
 
     def failure(self, error: UserError, carried: dict[str, Any]) -> str:
         """The line of the output for what went wrong."""
-        return self._output(carried | {"error": str(error)})
+        return self.output(carried | {"error": str(error)})
 
-    def _output(self, fields: dict[str, Any]) -> str:
+    def output(self, fields: dict[str, Any]) -> str:
+        """A line of the output."""
         key = dict([self.key])
         # In ASCII, for ids that no UTF-8 can have.
         return json.dumps(key | fields | key)
+
+
+def unreadable(error: ValidationError) -> UserError:
+    """What is wrong with a line that doesn't follow its schema."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "The line"
+    return UserError(f"{where} can't be read ({first['msg']}): mend the line.")
 
 
 def key_of(document: object, kinds: tuple[Literal["id", "line"], ...]) -> Key | None:

@@ -11,6 +11,7 @@ import ray.data
 from ray.exceptions import RayError
 
 import scripts.batch
+from scripts.batch.encoder import EncoderOptions, EncoderRunner
 from scripts.batch.generator import Generator
 from scripts.batch.lines import Line
 from serving.errors import UserError
@@ -18,10 +19,11 @@ from serving.generation import GenerateOptions
 
 
 def generate(
+    runner: type[Generator | EncoderRunner],
     lines: list[Line],
     bundle: Path,
     opening: dict[str, Any],
-    options: GenerateOptions,
+    options: GenerateOptions | EncoderOptions,
     *,
     address: str | None,
     concurrency: int,
@@ -45,7 +47,7 @@ def generate(
             override_num_blocks=ceil(len(lines) / batch_size),
         )
         results = dataset.map_batches(
-            Generator,
+            runner,
             fn_constructor_args=(bundle, {**opening, "threads": threads}, options),
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(size=concurrency),

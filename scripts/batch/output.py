@@ -13,11 +13,12 @@ class Output(Closing):
     """A file of results that is added to, and what is in it; a context manager that closes it.
 
     ``done`` are the keys of the lines that it has, of which ``failed`` are errors. A last line that
-    was cut off is taken out. Raises UserError if the file is something else, or another run is
-    writing to it.
+    was cut off is taken out. A result has a field named ``result``, unless it is an error. Raises
+    UserError if the file is something else, or another run is writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, result: str = "text") -> None:
+        self._result = result
         self.done: set[Key] = set()
         self.failed = 0
         try:
@@ -79,7 +80,7 @@ class Output(Closing):
         """Count a line; raises ValueError if it is no result."""
         result = json.loads(line)
         key = key_of(result, ("id", "line"))
-        if key is None or not {"text", "error"} & result.keys():
+        if key is None or not {self._result, "error"} & result.keys():
             raise ValueError("no result")
         self.done.add(key)
         self.failed += "error" in result

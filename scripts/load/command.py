@@ -118,9 +118,15 @@ def main(
 ) -> None:
     """Put a BUNDLE's engine and server under load, in turns with the peers that are named.
 
-    Then ask ours twice for texts that begin with the same --shared-prefix tokens.
+    Then ask ours twice for texts that begin with the same --shared-prefix tokens. An encoder's
+    server gets single texts from as many clients, and its engine as many at a time.
     """
     numbers = [int(number) for number in streams.split(",")]
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    if manifest.get("encoder") is not None:
+        peers = (llama_server, gguf, triton, openvino_python, openvino_model)
+        _measure_encoder(bundle, numbers, requests, prompt_tokens, repeats, threads, output, peers)
+        return
     common = {"threads": threads, "slots": max(numbers), "capacity": capacity}
     settings = {"model": str(bundle), "prefix_rows": PREFIX_ROWS, **common}
     ours = [
@@ -138,8 +144,7 @@ def main(
     if openvino_python and openvino_model:
         settings = {"model": str(openvino_model), **common}
         contestants.append(Contestant("OpenVINO", "openvino", openvino_python, settings))
-    vocab_size = json.loads((bundle / "bundle.json").read_text())["graph"]["vocab_size"]
-    prompts = Prompts(1, vocab_size)
+    prompts = Prompts(1, manifest["graph"]["vocab_size"])
     LOG.parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         for contestant in contestants:
@@ -170,6 +175,30 @@ def main(
         click.echo(line)
     for name, (miss, hit) in shared.items():
         click.echo(f"{name}, first token: {1000 * miss:.0f} ms, {1000 * hit:.0f} on a hit")
+
+
+def _measure_encoder(
+    bundle: Path,
+    clients: list[int],
+    requests: int,
+    tokens: int,
+    repeats: int,
+    threads: int,
+    output: Path | None,
+    peers: tuple[Any, ...],
+) -> None:
+    from scripts.load.encoders import lines, measure
+
+    if any(peers):
+        raise click.ClickException("Encoders are measured without peers: leave them out.")
+    try:
+        rates = measure(bundle, clients, requests, tokens, repeats, threads)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if output:
+        output.write_text(json.dumps([asdict(each) for each in rates], indent=1) + "\n")
+    for line in lines(rates):
+        click.echo(line)
 
 
 def _rounds(

@@ -29,10 +29,10 @@ def ready_models(url: str) -> list[str]:
         return sorted({model["name"] for model in json.load(response)})
 
 
-def input_names(url: str, model: str) -> set[str]:
-    """The names of a model's input tensors."""
+def model_config(url: str, model: str) -> dict[str, Any]:
+    """A model's config.pbtxt, as JSON."""
     with _opener.open(f"{url}/v2/models/{model}/config", timeout=_SECONDS) as response:
-        return {tensor["name"] for tensor in json.load(response)["input"]}
+        return cast(dict[str, Any], json.load(response))
 
 
 def post(url: str, body: dict[str, Any]) -> HTTPResponse:

@@ -17,6 +17,7 @@ from serving.commands.options import (
     json_option,
     model_options,
 )
+from serving.commands.source_options import source_options
 
 if TYPE_CHECKING:
     from serving.generation import GenerateOptions, Model
@@ -44,17 +45,6 @@ def beam_options(command: Command) -> Command:
             help="When a search ends.",
         ),
         click.option("--num-return-sequences", type=int, help="Print so many, best first."),
-    )
-    return add_options(command, options)
-
-
-def source_options(command: Command) -> Command:
-    """Add the options of encoder-decoders, most of them parameters of Model.generate."""
-    options = (
-        click.option("--decoder-prompt", help="What an encoder-decoder's output goes on from."),
-        click.option("--source-language", help="An encoder-decoder's prompt is in this language."),
-        click.option("--target-language", help="An encoder-decoder is to answer in this language."),
-        click.option("--source-capacity", type=int, help="Most tokens that an encoder reads."),
     )
     return add_options(command, options)
 

@@ -2,7 +2,7 @@
 
 import click
 
-from serving.commands.server_options import ServerOptions, server_options
+from serving.commands.server_options import ServerOptions, refuse_unused, server_options
 
 
 @click.command()
@@ -16,5 +16,6 @@ def http(server: ServerOptions) -> None:
 
     configure_logs(server.log_level.upper())
     models = open_models(server.bundles, server.loading, **server.scheduling)
+    refuse_unused(models)
     click.echo(f"{', '.join(server.bundles)}: {server.listening.url}/v1")
     serve(ServerState(models, server.limits, server.keys), server.listening, server.drain_seconds)

@@ -27,10 +27,10 @@ def keys() -> None:
 @click.option(
     "--scope",
     "scopes",
-    type=click.Choice(["generate", "embed", "metrics"]),
+    type=click.Choice(["generate", "embed", "classify", "metrics"]),
     multiple=True,
-    default=("generate", "embed"),
-    help="What it is for; may be repeated (default: generate and embed).",
+    default=("generate", "embed", "classify"),
+    help="What it is for; may be repeated (default: all but metrics).",
 )
 @click.option("--model", "models", multiple=True, help="Only this model; may be repeated.")
 @click.option("--requests-per-minute", type=_least_one, help="Default: no limit.")

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
@@ -249,6 +249,14 @@ def refuse_given(names: Collection[str], why: str) -> None:
         name = str(parameter.name)
         if name in names and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UserError(f"{parameter.opts[0]} {why}")
+
+
+def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the running command's options those that were given, and not left at their default."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value for name, value in values.items() if source(name) is not ParameterSource.DEFAULT
+    }
 
 
 def add_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:

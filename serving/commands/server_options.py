@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from serving.commands.encoder_options import batch_option
 from serving.commands.options import (
     Command,
     add_options,
     key_file_option,
     load_options,
     named_directories,
+    refuse_given,
     verify_option,
 )
 from serving.errors import UserError
@@ -22,8 +24,27 @@ if TYPE_CHECKING:
     from serving.http.keys import KeyStore
     from serving.http.listening import Listening
     from serving.http.request_limits import RequestLimits
+    from serving.http.served_model import ServedModels
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "cryptography")
+
+# What only models that generate text have a use for.
+_FOR_GENERATORS = frozenset(
+    {
+        "slots",
+        "prefix_rows",
+        "target_latency",
+        "new_tokens",
+        "choices",
+        "draft",
+        "adapters",
+        "capacity",
+        "provider",
+        "runtime",
+        "prefill_chunk",
+        "prepack",
+    }
+)
 
 # Of the options: addresses and who may use them, parameters of RequestLimits, of a worker, and of
 # serving.load.
@@ -37,11 +58,13 @@ _LOADING = (
     "adapters",
     "target",
     "capacity",
+    "source_capacity",
     "threads",
     "provider",
     "runtime",
     "prefill_chunk",
     "prepack",
+    "batch_tokens",
     "verify",
     "key_file",
 )
@@ -61,7 +84,8 @@ _WORKER_TIMEOUT = click.option(
 class ServerOptions:
     """The options, checked: ``bundles`` by the names that requests choose them by.
 
-    ``scheduling`` are parameters of open_models, ``loading`` those of serving.load.
+    ``scheduling`` are parameters of open_models, ``loading`` those of serving.load and of
+    serving.load_encoder.
     """
 
     bundles: dict[str, Path]
@@ -101,11 +125,20 @@ def server_options(command: Command) -> Command:
             metavar="NAME=DIRECTORY",
             help="A LoRA adapter of the only bundle, served as MODEL:NAME; may be repeated.",
         ),
+        batch_option,
         load_options,
         verify_option,
         key_file_option,
     )
     return add_options(cast(Command, with_server), (bundles, *options))
+
+
+def refuse_unused(models: "ServedModels") -> None:
+    """Raise UserError for a given option that none of the bundles has a use for."""
+    if not models.generators:
+        refuse_given(_FOR_GENERATORS, "is for models that generate text: leave it out.")
+    if not models.encoders:
+        refuse_given({"batch_tokens"}, "is for encoders: leave it out.")
 
 
 def _server(arguments: dict[str, Any]) -> ServerOptions:
@@ -166,7 +199,12 @@ def scheduling_options(command: Command) -> Command:
             "--prefix-rows",
             type=click.IntRange(0),
             default=8,
-            help="Rows of KV cache that keep ended sequences (default: 8).",
+            help="Rows of KV cache that keep ended sequences (default: 8; encoder-decoders: none).",
+        ),
+        click.option(
+            "--source-capacity",
+            type=click.IntRange(1),
+            help="Most tokens that an encoder-decoder reads.",
         ),
         click.option(
             "--target-latency",

@@ -84,17 +84,18 @@ def _run(
             f"The bundle {str(bundle)!r} has no encoder: use serve-llm generate, or chat."
         )
     given = {name: value for name, value in options.items() if value is not None}
-    chosen = generation_defaults(opened) | given
+    beams = (generation_defaults(opened) | given).get("num_beams", 1)
     with load(
         bundle,
-        slots=max(1, chosen.get("num_beams", 1)),
+        slots=max(1, beams),
         source_capacity=source_capacity,
         threads=threads,
         verify=False,
         key_file=key_file,
     ) as model:
         overflow: ContextOverflow = "truncate" if truncate else "refuse"
-        result = model.generate(prefix + text, context_overflow=overflow, **chosen)
+        chosen = model.completed({**given, "context_overflow": overflow}, stream=False)
+        result = model.generate(prefix + text, **chosen)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
     else:

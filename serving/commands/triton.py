@@ -5,14 +5,62 @@ from typing import Any
 
 import click
 
+from serving.commands.encoder_options import batch_option
 from serving.commands.options import (
+    Command,
+    add_options,
+    given_options,
     key_file_option,
     load_options,
     named_directories,
+    refuse_given,
     verify_option,
 )
 from serving.commands.server_options import scheduling_options
 from serving.errors import UserError
+
+# Options of models that generate text alone.
+_GENERATING = {
+    "is_ensemble",
+    "adapters",
+    "slots",
+    "prefix_rows",
+    "target_latency",
+    "capacity",
+    "provider",
+    "runtime",
+    "prefill_chunk",
+    "prepack",
+}
+_BATCHING = {"most_texts", "delay", "queue_limit", "timeout"}
+_ENCODING = (_BATCHING | {"batch_tokens"}) - {"queue_limit"}
+
+
+def _batching_options(command: Command) -> Command:
+    """Add those by which Triton gathers texts for an encoder."""
+    options = (
+        click.option(
+            "--max-batch-size",
+            "most_texts",
+            type=click.IntRange(1),
+            help="Encoders: most texts that Triton gathers (default: 64).",
+        ),
+        click.option(
+            "--queue-delay",
+            "delay",
+            type=click.FloatRange(0),
+            metavar="SECONDS",
+            help="Encoders: wait for more texts, even if the engine is idle (default: 0).",
+        ),
+        click.option(
+            "--queue-timeout",
+            "timeout",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="Encoders: give up requests that wait for longer (default: never).",
+        ),
+    )
+    return add_options(command, (*options, batch_option))
 
 
 def _check(context: click.Context, _: click.Parameter, repository: Path | None) -> None:
@@ -72,6 +120,7 @@ def _check(context: click.Context, _: click.Parameter, repository: Path | None) 
     help="A LoRA adapter that requests may choose; may be repeated.",
 )
 @scheduling_options
+@_batching_options
 @load_options
 @verify_option
 @key_file_option
@@ -87,19 +136,26 @@ def triton(
     **settings: Any,
 ) -> None:
     """Add BUNDLE to a model repository, as a model or as a model's next version."""
+    from serving.bundle import open_bundle
+    from serving.triton.config import DynamicBatching
     from serving.triton.repository import Deployment, write_version
-    from serving.triton.settings import Settings
+    from serving.triton.settings import EncoderSettings, Settings
 
-    given = {key: value for key, value in settings.items() if value is not None}
-    deployment = Deployment(
-        bundle,
-        name or bundle.resolve().name,
-        Settings(**given),
-        instances,
-        versions,
-        adapters,
-        copies,
-        is_ensemble,
-    )
+    shared: dict[str, Any] = {"instances": instances, "versions": versions, "copies": copies}
+    name = name or bundle.resolve().name
+    opened = open_bundle(bundle, verify=False, key_file=settings["key_file"])
+    if opened.manifest.encoder is not None:
+        refuse_given(_GENERATING, "is for models that generate text: leave it out for an encoder.")
+        given = given_options(settings)
+        batching = DynamicBatching(**{key: given.pop(key) for key in _BATCHING & given.keys()})
+        encoding = EncoderSettings.from_options(given)
+        deployment = Deployment(bundle, name, encoding, batching=batching, **shared)
+    else:
+        refuse_given(_ENCODING, "is for encoders: leave it out for a model that generates text.")
+        values = {key: settings[key] for key in settings.keys() - _ENCODING}
+        generating = Settings.from_options(values)
+        deployment = Deployment(
+            bundle, name, generating, adapters=adapters, is_ensemble=is_ensemble, **shared
+        )
     written = write_version(deployment, repository)
     click.echo(f"{deployment.name}: version {written.name} in {repository}")

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from serving.bundle import Bundle, Target, open_bundle
+from serving.bundle import Bundle, EngineInfo, Target, open_bundle
+from serving.encoders.batching import BATCH_TOKENS
 from serving.encoders.contract import ENCODER_CONTRACT_VERSION
 from serving.encoders.engine import EncoderEngine
-from serving.encoders.model import BATCH_TOKENS, EncoderModel
+from serving.encoders.model import EncoderModel
 from serving.errors import UserError
 from serving.loading import find_engine, load_tokenizer
 
@@ -41,22 +42,32 @@ def open_encoder(
     batch_tokens: int = BATCH_TOKENS,
 ) -> EncoderModel:
     """Open the encoder of a bundle whose files are checked; see ``load_encoder``."""
-    manifest = bundle.manifest
-    encoder = manifest.require_encoder()
+    info = choose_encoder_engine(bundle, target)
+    if threads is not None and threads < 1:
+        raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
+    encoder, tokenizer = bundle.manifest.require_encoder(), load_tokenizer(bundle)
+    engine = EncoderEngine(bundle.location(info.file), encoder, threads=threads)
+    tokens = bundle.manifest.tokens
+    return EncoderModel(engine, encoder, tokens, tokenizer, batch_tokens=batch_tokens)
+
+
+def choose_encoder_engine(bundle: Bundle, target: Target | None) -> EngineInfo:
+    """The engine for ``target``, by default ONNX Runtime's.
+
+    Raises UserError if the bundle holds a decoder, a graph of another contract, or no engine that
+    runs here.
+    """
+    encoder = bundle.manifest.require_encoder()
     if encoder.contract_version != ENCODER_CONTRACT_VERSION:
         raise UserError(
             f"The bundle's graph follows version {encoder.contract_version} of the encoders' "
             f"contract, this export-llm runs version {ENCODER_CONTRACT_VERSION}: export the model "
             "again."
         )
-    if threads is not None and threads < 1:
-        raise UserError(f"threads is {threads}, but must be at least 1: raise it.")
     info = find_engine(bundle, target)
     if info.target != "onnxruntime":
         raise UserError(
             f"Encoders of {info.target} aren't run by this version: export the model for "
             "onnxruntime too, or run the engine with TensorRT yourself."
         )
-    tokenizer = load_tokenizer(bundle)
-    engine = EncoderEngine(bundle.location(info.file), encoder, threads=threads)
-    return EncoderModel(engine, encoder, manifest.tokens, tokenizer, batch_tokens=batch_tokens)
+    return info

@@ -1,7 +1,7 @@
 """Texts to tokens: long ones are refused, cut, or split into segments that overlap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from serving.encoders.batching import Tokens
@@ -48,7 +48,6 @@ class TextEncoder:
     def __init__(self, tokenizer: "Tokenizer", max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._cutters: dict[tuple[int, bool], Tokenizer] = {}
 
     def encode(
         self, texts: Sequence[Text], context_overflow: ContextOverflow, overlap: int | None = None
@@ -64,15 +63,17 @@ class TextEncoder:
         encoded = []
         for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             if len(encoding.ids) <= self.max_length:
-                encoded.append(EncodedText((_segment(encoding, 0),)))
+                encoded.append(EncodedText((_whole(encoding),)))
             elif context_overflow == "refuse":
+                which = text_name(index, len(texts))
                 raise UserError(
-                    f"{_which(index, texts)} has {len(encoding.ids):,} tokens, and this model "
-                    f"takes {self.max_length:,}: shorten it, or have long texts truncated or split "
+                    f"{which} has {len(encoding.ids):,} tokens, and this model takes "
+                    f"{self.max_length:,}: shorten it, or have long texts truncated or split "
                     "into segments."
                 )
             else:
-                encoded.append(self._cut(text, context_overflow, overlap))
+                is_pair = not isinstance(text, str)
+                encoded.append(self._cut(encoding, is_pair, context_overflow, overlap))
         return encoded
 
     def _check(self, texts: Sequence[Text], context_overflow: str, overlap: int | None) -> None:
@@ -88,54 +89,58 @@ class TextEncoder:
             )
         for index, text in enumerate(texts):
             for part in (text,) if isinstance(text, str) else text:
-                _check_text(_which(index, texts), part)
+                _check_text(text_name(index, len(texts)), part)
 
     def _cut(
-        self, text: Text, context_overflow: ContextOverflow, overlap: int | None
+        self, encoding: Any, is_pair: bool, context_overflow: ContextOverflow, overlap: int | None
     ) -> EncodedText:
-        shared = self.max_length // 8 if overlap is None else overlap
-        is_pair = not isinstance(text, str)
-        cutter = self._cutter(shared, is_pair)
-        try:
-            first = cutter.encode(*((text,) if isinstance(text, str) else text))
-        except Exception as error:  # tokenizers raises nothing more specific
+        """What becomes of a text that is too long, or a pair whose second text is."""
+        whole = _whole(encoding)
+        cut = [place for place, each in enumerate(whole.sequences) if each == int(is_pair)]
+        begin, end = cut[0], cut[-1] + 1
+        room = self.max_length - begin - (len(whole.sequences) - end)
+        is_truncated = context_overflow == "truncate"
+        shared = 0 if is_truncated else self.max_length // 8 if overlap is None else overlap
+        if room <= shared:
             raise UserError(
                 f"The first text of a pair leaves no room for the second in {self.max_length:,} "
                 "tokens: shorten it."
-            ) from error
-        if context_overflow == "truncate":
-            return EncodedText((_segment(first, 0),), is_truncated=True)
-        pieces = [first, *(each for each in first.overflowing if _goes_on(each, is_pair))]
-        segments = (_segment(piece, shared if n else 0) for n, piece in enumerate(pieces))
-        return EncodedText(tuple(segments))
-
-    def _cutter(self, overlap: int, is_pair: bool) -> "Tokenizer":
-        """The tokenizer with truncation, whose rest is in the encoding's ``overflowing``."""
-        key = (overlap, is_pair)
-        if key not in self._cutters:
-            from tokenizers import Tokenizer
-
-            cutter = Tokenizer.from_str(self.tokenizer.to_str())
-            strategy = "only_second" if is_pair else "longest_first"
-            cutter.enable_truncation(self.max_length, stride=overlap, strategy=strategy)
-            self._cutters[key] = cutter
-        return self._cutters[key]
+            )
+        starts = range(begin, max(end - shared, begin + 1), room - shared)
+        segments = (
+            _part(whole, slice(begin), slice(start, min(start + room, end)), slice(end, None))
+            for start in (starts[:1] if is_truncated else starts)
+        )
+        first, *others = segments
+        later = (replace(each, new=max(each.new - shared, 1)) for each in others)
+        return EncodedText((first, *later), is_truncated)
 
 
-def _goes_on(piece: Any, is_pair: bool) -> bool:
-    """Whether a piece has tokens of the text that was too long."""
-    return (1 if is_pair else 0) in piece.sequence_ids
+def _whole(encoding: Any) -> Segment:
+    tokens = Tokens(encoding.ids, encoding.type_ids)
+    return _segment(tokens, encoding.offsets, encoding.sequence_ids)
 
 
-def _segment(encoding: Any, shared: int) -> Segment:
-    sequences = encoding.sequence_ids
-    own = sum(each is not None for each in sequences)
-    new = max(own - shared, 1)
-    return Segment(Tokens(encoding.ids, encoding.type_ids), encoding.offsets, sequences, new)
+def _part(whole: Segment, *parts: slice) -> Segment:
+    """These parts of a text, one after the other."""
+
+    def joined(values: Sequence[Any]) -> list[Any]:
+        return [value for part in parts for value in values[part]]
+
+    tokens = Tokens(joined(whole.tokens.ids), joined(whole.tokens.types))
+    return _segment(tokens, joined(whole.offsets), joined(whole.sequences))
 
 
-def _which(index: int, texts: Sequence[Text]) -> str:
-    return f"Text {index + 1}" if len(texts) > 1 else "The text"
+def _segment(
+    tokens: Tokens, offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]
+) -> Segment:
+    new = sum(each is not None for each in sequences)
+    return Segment(tokens, offsets, sequences, max(new, 1))
+
+
+def text_name(index: int, count: int) -> str:
+    """What a sentence calls one of so many texts."""
+    return f"Text {index + 1}" if count > 1 else "The text"
 
 
 def _check_text(which: str, text: str) -> None:

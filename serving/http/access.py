@@ -10,7 +10,8 @@ from serving.http.errors import ApiError, invalid
 from serving.http.keys import Key, Scope
 from serving.http.rate_limits import RateLimitError, TooManyTokensError
 from serving.http.request_record import RequestRecord, record_of
-from serving.http.served_model import ServedModel
+from serving.http.served_encoder import ServedEncoder
+from serving.http.served_model import Served, ServedModel
 from serving.http.state import ServerState, state_of
 
 
@@ -79,7 +80,7 @@ def requires(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
     return authenticate
 
 
-def find_model(request: Request, caller: Caller, name: str, scope: Scope | None) -> ServedModel:
+def find_model(request: Request, caller: Caller, name: str, scope: Scope | None) -> Served:
     """The model that a request names. Raises ApiError if there is none, or it isn't allowed."""
     model = state_of(request).models.get(name)
     if model is None:
@@ -90,6 +91,36 @@ def find_model(request: Request, caller: Caller, name: str, scope: Scope | None)
     record.model = name
     if caller.key is not None and not may_use(caller.key, scope, name):
         raise _forbidden(f"This API key may not use the model '{name}'.", "model")
+    return model
+
+
+def find_generator(request: Request, caller: Caller, name: str) -> ServedModel:
+    """The model that a request generates with; raises ApiError as find_model does."""
+    model = find_model(request, caller, name, "generate")
+    if isinstance(model, ServedEncoder):
+        endpoint = "/v1/embeddings" if model.encoder.task == "embed" else f"/models/{name}"
+        raise invalid(
+            "model",
+            f"The model '{name}' is an encoder for {model.encoder.task}, which generates no text: "
+            f"ask {endpoint}.",
+            "wrong_task",
+        )
+    return model
+
+
+def find_encoder(request: Request, caller: Caller, name: str) -> ServedEncoder:
+    """The encoder that a request names; raises ApiError as find_model does."""
+    model = find_model(request, caller, name, None)
+    if isinstance(model, ServedModel):
+        raise invalid(
+            "model",
+            f"The model '{name}' generates text and is no encoder: ask /v1/chat/completions or "
+            "/v1/completions.",
+            "wrong_task",
+        )
+    scope: Scope = "embed" if model.encoder.task == "embed" else "classify"
+    if caller.key is not None and not caller.key.allows(scope):
+        raise _forbidden(f"This API key may not be used for {scope}.")
     return model
 
 

@@ -30,7 +30,7 @@ class WholeForm(Protocol):
         """Take the next token of a choice."""
         ...
 
-    def document(self, usage: Usage) -> dict[str, Any]:
+    def document(self, usage: Usage) -> Any:
         """The answer, once all choices have ended."""
         ...
 

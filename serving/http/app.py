@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from serving.errors import UserError
-from serving.http import chat, completions, embeddings, models, operations, page_files
+from serving.http import chat, completions, embeddings, inference, models, operations, page_files
 from serving.http.api_description import describe
 from serving.http.errors import (
     ApiError,
@@ -39,7 +39,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     app.state.server = state
     app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
-    for endpoints in (models, chat, completions, embeddings, operations, page_files):
+    for endpoints in (models, chat, completions, embeddings, inference, operations, page_files):
         app.include_router(endpoints.router)
     app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

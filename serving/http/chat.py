@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.access import Caller, find_model, requires
+from serving.http.access import Caller, find_generator, requires
 from serving.http.answer_head import AnswerHead
 from serving.http.answering import answer_stream, answer_whole
 from serving.http.api_description import BEARER, ERRORS, answers
 from serving.http.chat_answers import ChatAnswer, ChatStream
+from serving.http.encoder_decoder import refuse_encoder_decoder
 from serving.http.errors import invalid, unsupported
 from serving.http.generating import Generation
 from serving.http.messages import template_messages
@@ -33,7 +34,8 @@ async def create_chat_completion(
 ) -> Response:
     """Go on with a conversation; with ``stream`` as server-sent events."""
     limits = state_of(request).limits
-    model = find_model(request, caller, body.model, "generate")
+    model = find_generator(request, caller, body.model)
+    refuse_encoder_decoder(model, "which reads sources and no conversations")
     check_body(body, limits)
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true.")

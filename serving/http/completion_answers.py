@@ -70,7 +70,8 @@ class CompletionAnswer:
 
     def document(self, usage: Usage) -> dict[str, Any]:
         """The answer."""
-        choices = [self._choice(index) for index in range(len(self._tokens))]
+        # A search finds fewer sequences where fewer are possible.
+        choices = [self._choice(index) for index, tokens in enumerate(self._tokens) if tokens]
         return {**self._head.fields("text_completion"), "choices": choices, "usage": usage}
 
     def _choice(self, index: int) -> CompletionChoice:

@@ -1,9 +1,10 @@
 """The choices of one request: their sequences run side by side, their tokens come as one stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from serving.decoding import Token
 from serving.engine import IntArray
@@ -14,6 +15,8 @@ from serving.http.served_model import ServedModel
 from serving.http.state import ServerState
 from serving.sequences import SequenceOptions
 from serving.worker.messages import Request
+
+Event = TypeVar("Event")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class Generation:
     def choices(self) -> int:
         """How many there are."""
         return self.n * len(self.prompts)
+
+    @property
+    def sequences(self) -> int:
+        """How many the worker runs."""
+        return self.choices
 
     @property
     def prompt_tokens(self) -> int:
@@ -74,20 +82,25 @@ class Generation:
         Raises UserError if one of them can't be run or finished, and ApiError if the caller asks
         for too much.
         """
-        metrics, name = state.metrics, self.model.name
-        self.model.check_room(self.choices)
-        with self.caller.admitted(state, record, self.most_tokens):
+        with self.admitted(state, record):
             requests = self.requests(state.limits.request_seconds)
             streams = [self.model.worker.generate(request) for request in requests]
-            clocks = [metrics.token_clock(name, record) for _ in streams]
-            metrics.record_prompt(name, self.prompt_tokens)
-            record.prompt_tokens = self.prompt_tokens
-            async with aclosing(_merged(streams)) as tokens:
+            clocks = [state.metrics.token_clock(self.model.name, record) for _ in streams]
+            async with aclosing(merged(streams)) as tokens:
                 async for choice, token in tokens:
                     clocks[choice].tick()
                     if choice % self.n == 0:  # its prompt is counted once, too
                         record.cached_tokens += token.reused
                     yield choice, self._without_end(token)
+
+    @contextmanager
+    def admitted(self, state: ServerState, record: RequestRecord) -> Iterator[None]:
+        """Be one of the caller's requests; raises ApiError if the caller asks for too much."""
+        self.model.check_room(self.sequences)
+        with self.caller.admitted(state, record, self.most_tokens):
+            state.metrics.record_prompt(self.model.name, self.prompt_tokens)
+            record.prompt_tokens = self.prompt_tokens
+            yield
 
     def _without_end(self, token: Token) -> Token:
         """An EOS token is no part of the answer, and so its log-probability isn't either."""
@@ -95,17 +108,17 @@ class Generation:
         return replace(token, logprobs=None) if is_end else token
 
 
-async def _merged(
-    streams: Sequence[AsyncGenerator[Token]],
-) -> AsyncGenerator[tuple[int, Token], None]:
-    """Take from all streams as they come; an error of one ends all."""
+async def merged(
+    streams: Sequence[AsyncGenerator[Event]],
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """Take from all streams as they come, with their numbers; an error of one ends all."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as stream:
-            async for token in stream:
-                yield 0, token
+            async for only in stream:
+                yield 0, only
         return
     # So small that a reader who is slow slows all pumps down.
-    arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue(len(streams))
+    arrivals: asyncio.Queue[tuple[int, Event | _End]] = asyncio.Queue(len(streams))
     pumps = [
         asyncio.create_task(_pump(number, stream, arrivals))
         for number, stream in enumerate(streams)
@@ -114,24 +127,35 @@ async def _merged(
     try:
         while unfinished:
             number, event = await arrivals.get()
-            if isinstance(event, Exception):
-                raise event
-            unfinished -= event.finish_reason is not None
-            yield number, event
+            if not isinstance(event, _End):
+                yield number, event
+            elif event.error is not None:
+                raise event.error
+            else:
+                unfinished -= 1
     finally:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of a stream, and why if it isn't a good one."""
+
+    error: Exception | None = None
+
+
 async def _pump(
     number: int,
-    stream: AsyncGenerator[Token],
-    arrivals: "asyncio.Queue[tuple[int, Token | Exception]]",
+    stream: AsyncGenerator[Event],
+    arrivals: "asyncio.Queue[tuple[int, Event | _End]]",
 ) -> None:
     try:
         async with aclosing(stream):
-            async for token in stream:
-                await arrivals.put((number, token))
+            async for event in stream:
+                await arrivals.put((number, event))
     except Exception as error:
-        await arrivals.put((number, error))
+        await arrivals.put((number, _End(error)))
+    else:
+        await arrivals.put((number, _End()))

@@ -33,8 +33,8 @@ VARIABLE = "EXPORT_LLM_API_KEY"
 ENVIRONMENT_KEY = "environment"
 """Name of the key that comes from the environment."""
 
-Scope = Literal["generate", "embed", "metrics"]
-SCOPES: tuple[Scope, ...] = ("generate", "embed", "metrics")
+Scope = Literal["generate", "embed", "classify", "metrics"]
+SCOPES: tuple[Scope, ...] = ("generate", "embed", "classify", "metrics")
 
 _LEAST_CHARACTERS = 32
 _log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class KeyLimits(_Record):
 class Key(_Record):
     """One key, without its secret.
 
-    ``scopes`` are "generate" (completions and chat), "embed" (embeddings) and "metrics".
+    ``scopes`` are "generate" (completions and chat), "embed" (embeddings), "classify" (what
+    encoders do but embeddings) and "metrics".
     ``models`` are the names that it may use (None: all).
     """
 

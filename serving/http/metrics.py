@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serving.http.request_record import RequestRecord
-from serving.http.served_model import ServedModel
+from serving.http.served_model import Served
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -16,7 +16,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 class Metrics:
     """All metrics of one server; labels have as many values as it has routes and models."""
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
+    def __init__(self, models: Iterable[Served]) -> None:
         self._registry = CollectorRegistry()
         self._requests = Histogram(
             "serve_llm_request_seconds",
@@ -89,8 +89,8 @@ class TokenClock:
         self._intervals = intervals
         self._last: float | None = None
 
-    def tick(self) -> None:
-        """Take a token."""
+    def tick(self, tokens: int = 1) -> None:
+        """Take a token, or several that have come at once."""
         now = perf_counter()
         if self._last is None:
             self._first.observe(now - self._record.begin)
@@ -99,26 +99,26 @@ class TokenClock:
         else:
             self._intervals.observe(now - self._last)
         self._last = now
-        self._tokens.inc()
-        self._record.new_tokens += 1
+        self._tokens.inc(tokens)
+        self._record.new_tokens += tokens
 
 
 class _Workers:
     """Asks the workers' clients when somebody reads the metrics."""
 
-    def __init__(self, models: list[ServedModel]) -> None:
+    def __init__(self, models: list[Served]) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, with a value for each model."""
-        gauges: dict[str, tuple[str, Callable[[ServedModel], float]]] = {
+        gauges: dict[str, tuple[str, Callable[[Served], float]]] = {
             "ready": ("Whether the worker is ready.", lambda m: m.worker.opened is not None),
             "slots": ("Slots for sequences.", _slots),
             "slots_in_use": ("Sequences that decode or run their prompt.", _slots_in_use),
             "queue_length": ("Sequences that wait for a slot.", lambda m: m.worker.load.waiting),
             "sequences": ("Sequences that haven't ended.", lambda m: m.worker.in_flight),
         }
-        counters: dict[str, tuple[str, Callable[[ServedModel], float]]] = {
+        counters: dict[str, tuple[str, Callable[[Served], float]]] = {
             "worker_restarts": (
                 "Workers that died and were replaced.",
                 lambda m: m.worker.restarts,
@@ -130,6 +130,18 @@ class _Workers:
             "cache_hit_tokens": (
                 "Those of them whose keys and values were copied.",
                 lambda m: m.worker.load.reused_tokens,
+            ),
+            "encoder_batches": (
+                "Batches that an encoder ran since its worker started.",
+                lambda m: m.worker.load.batches,
+            ),
+            "encoder_batch_tokens": (
+                "Tokens in these batches.",
+                lambda m: m.worker.load.batch_tokens,
+            ),
+            "encoder_padding_tokens": (
+                "Padding beside these tokens.",
+                lambda m: m.worker.load.padding_tokens,
             ),
         }
         for name, (text, value) in gauges.items():
@@ -143,16 +155,16 @@ class _Workers:
     def _family(
         self,
         family: GaugeMetricFamily | CounterMetricFamily,
-        value: Callable[[ServedModel], float],
+        value: Callable[[Served], float],
     ) -> Metric:
         for model in self._models:
             family.add_metric([model.name], value(model))
         return family
 
 
-def _slots(model: ServedModel) -> int:
+def _slots(model: Served) -> int:
     return model.worker.opened.slots if model.worker.opened else 0
 
 
-def _slots_in_use(model: ServedModel) -> int:
+def _slots_in_use(model: Served) -> int:
     return model.worker.load.prefilling + model.worker.load.decoding

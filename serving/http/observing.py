@@ -12,6 +12,9 @@ from serving.http.state import ServerState
 # Probes come every few seconds: they aren't logged.
 _PROBES = ("/health", "/ready", "/metrics")
 
+# What a server that ends doesn't begin any more.
+_API = ("/v1/", "/models/")
+
 
 class Observing:
     """Gives each request its record, and refuses those to the API while the server ends."""
@@ -27,7 +30,7 @@ class Observing:
             return
         record = RequestRecord(scope["method"])
         scope.setdefault("state", {})["record"] = record
-        is_api = scope["path"].startswith("/v1/")
+        is_api = scope["path"].startswith(_API)
 
         async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":

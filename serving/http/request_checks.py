@@ -13,15 +13,15 @@ def check_body(body: GenerationRequest, limits: RequestLimits) -> None:
     """Raise ApiError if a list or a text of the request is too long."""
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     longest = max(map(len, stops), default=0)
-    _check("stop", len(stops), limits.stop_strings, "stop strings")
-    _check("stop", longest, limits.stop_characters, "characters in a stop string")
-    _check("logit_bias", len(body.logit_bias or ()), limits.logit_bias_entries, "entries")
+    check_count("stop", len(stops), limits.stop_strings, "stop strings")
+    check_count("stop", longest, limits.stop_characters, "characters in a stop string")
+    check_count("logit_bias", len(body.logit_bias or ()), limits.logit_bias_entries, "entries")
 
 
 def check_schema(schema: Any, limits: RequestLimits, param: str) -> None:
     """Raise ApiError if a JSON schema is too long."""
     size = len(json.dumps(schema).encode())
-    _check(param, size, limits.schema_bytes, "bytes of JSON schema")
+    check_count(param, size, limits.schema_bytes, "bytes of JSON schema")
 
 
 def check_generation(generation: Generation, limits: RequestLimits, param: str) -> None:
@@ -29,13 +29,13 @@ def check_generation(generation: Generation, limits: RequestLimits, param: str) 
 
     ``param`` is what the prompts come from.
     """
-    _check("n", generation.choices, limits.choices, "choices")
+    check_count("n", generation.choices, limits.choices, "choices")
     longest = max(map(len, generation.prompts))
     if limits.prompt_tokens is not None:
-        _check(param, longest, limits.prompt_tokens, "tokens")
+        check_count(param, longest, limits.prompt_tokens, "tokens")
     most = generation.options.get("max_new_tokens")
     if limits.new_tokens is not None:
-        _check("max_tokens", most or 0, limits.new_tokens, "new tokens")
+        check_count("max_tokens", most or 0, limits.new_tokens, "new tokens")
     _check_context(generation, longest, param)
 
 
@@ -62,6 +62,7 @@ def _check_context(generation: Generation, prompt_tokens: int, param: str) -> No
         )
 
 
-def _check(param: str, count: int, most: int, what: str) -> None:
+def check_count(param: str, count: int, most: int, what: str) -> None:
+    """Raise ApiError if a request asks for more than ``most`` of something."""
     if count > most:
         raise invalid(param, f"'{param}' asks for {count} {what}, but at most {most} are allowed.")

@@ -18,6 +18,7 @@ _SAME = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "no_repeat_ngram_size",
     "ignore_eos",
     "speculation",
     "context_overflow",
@@ -38,7 +39,7 @@ def generate_options(
     options: dict[str, Any] = dict(model.sampling)
     options |= {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     options |= {"max_new_tokens": max_new_tokens, "logprobs": logprobs}
-    if options["temperature"] < LEAST_TEMPERATURE:
+    if options.get("temperature", 1.0) < LEAST_TEMPERATURE:
         options["temperature"] = 0.0
     if body.seed is not None:
         options["seed"] = body.seed % SEEDS

@@ -14,14 +14,22 @@ from serving.bundle import Bundle, open_bundle
 from serving.chat import Message, Tool
 from serving.engine import IntArray
 from serving.errors import UserError
+from serving.http.encoder_decoder import (
+    EncoderDecoder,
+    check_source_capacity,
+    has_sources,
+    loading_for,
+)
 from serving.http.errors import invalid, queue_full, unavailable
 from serving.http.schemas.answers import Model
+from serving.http.served_encoder import ServedEncoder
 from serving.http.token_texts import TokenTexts
 from serving.loading import load_prompts
+from serving.opening import ENCODER_OPTIONS
 from serving.prompts import PromptEncoder, TokenIds
 from serving.sampling import SamplingOptions, SamplingParameters
 from serving.worker.client import WorkerClient
-from serving.worker.messages import WorkerOptions
+from serving.worker.messages import Opened, WorkerOptions
 
 # What generation_config.json may say of sampling that this server's requests may say too.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -51,8 +59,10 @@ class ServedModel:
         self._queue_limit = options.queue_limit
         self.eos = bundle.manifest.tokens.eos
         self.has_draft = options.loading.get("draft") is not None
+        self.encoder_decoder = EncoderDecoder.of(bundle)
         self.sampling = _default_sampling(bundle)
         self.fingerprint = _fingerprint(bundle)
+        self.embedding_size = bundle.manifest.graph.hidden_size
 
     def with_adapter(self, adapter: str) -> Self:
         """The same model and worker as NAME:ADAPTER, which is computed with that adapter."""
@@ -69,18 +79,34 @@ class ServedModel:
             "created": self.fingerprint.created,
             "owned_by": "export-llm",
             "max_model_len": self.worker.opened.capacity if self.worker.opened else None,
-            "has_chat_template": self.prompts.chat_template is not None,
+            "max_source_len": self.worker.opened.source_capacity if self.worker.opened else None,
+            "has_chat_template": self.takes_chats,
+            "task": "text-generation",
         }
+
+    @property
+    def takes_chats(self) -> bool:
+        """Whether it goes on with conversations."""
+        return self.prompts.chat_template is not None and self.encoder_decoder is None
 
     @property
     def capacity(self) -> int:
         """Most tokens of a sequence, prompt included; raises ApiError while there is no worker."""
+        return self._opened.capacity
+
+    @property
+    def source_capacity(self) -> int:
+        """Most tokens of an encoder-decoder's source; raises ApiError while there is no worker."""
+        return self._opened.source_capacity or 0
+
+    @property
+    def _opened(self) -> Opened:
         if self.worker.opened is None:
             raise unavailable(
                 f"The model {self.name!r} is being loaded: try again in some seconds.",
                 "model_loading",
             )
-        return self.worker.opened.capacity
+        return self.worker.opened
 
     def check_room(self, sequences: int) -> None:
         """Raise ApiError if the worker's queue has no room for so many more sequences.
@@ -120,23 +146,28 @@ class ServedModel:
             raise invalid(param, str(error)) from error
 
 
+Served = ServedModel | ServedEncoder
+
+
 class ServedModels:
     """All models of a server, by name; iterating gives those that have a worker of their own."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[Served]) -> None:
         self._models = tuple(models)
-        adapted = [model.with_adapter(name) for model in models for name in model.adapters]
-        self._named = {model.name: model for model in (*models, *adapted)}
+        self.generators = [model for model in models if isinstance(model, ServedModel)]
+        self.encoders = [model for model in models if isinstance(model, ServedEncoder)]
+        adapted = [model.with_adapter(name) for model in self.generators for name in model.adapters]
+        self._named: dict[str, Served] = {model.name: model for model in (*models, *adapted)}
 
-    def __iter__(self) -> Iterator[ServedModel]:
+    def __iter__(self) -> Iterator[Served]:
         return iter(self._models)
 
     @property
-    def named(self) -> Iterable[ServedModel]:
+    def named(self) -> Iterable[Served]:
         """Whatever a request may name: models, and models with an adapter."""
         return self._named.values()
 
-    def get(self, name: str) -> ServedModel | None:
+    def get(self, name: str) -> Served | None:
         """The model of that name."""
         return self._named.get(name)
 
@@ -164,24 +195,40 @@ def open_models(
 ) -> ServedModels:
     """Check the bundles, by name, and read their tokenizers; the workers are started later.
 
-    ``loading`` are parameters of serving.load, for the others see WorkerOptions. Raises UserError
-    for a bundle that can't be served.
+    ``loading`` are parameters of serving.load and serving.load_encoder, of which each bundle gets
+    its own; for the others see WorkerOptions. Raises UserError for a bundle that can't be served.
     """
-    models = []
-    for name, path in bundles.items():
-        bundle = open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+    opened = {
+        name: open_bundle(path, loading.get("verify", True), loading.get("key_file"))
+        for name, path in bundles.items()
+    }
+    check_source_capacity(opened, loading)
+    models: list[Served] = []
+    for name, bundle in opened.items():
         # Checked once: a worker that takes another's place should be there soon.
-        loaded_again = {**loading, "verify": False}
-        options = WorkerOptions(path, loaded_again, target_latency, queue_limit, silent_seconds)
-        models.append(ServedModel(name, bundle, options))
+        loaded = {**_loading_for(bundle, loading), "verify": False}
+        options = WorkerOptions(bundles[name], loaded, target_latency, queue_limit, silent_seconds)
+        served = ServedModel if bundle.manifest.encoder is None else ServedEncoder
+        models.append(served(name, bundle, options))
     return ServedModels(models)
+
+
+def _loading_for(bundle: Bundle, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the parameters for all bundles of a server, those for one of them."""
+    if bundle.manifest.encoder is not None:
+        return {name: value for name, value in loading.items() if name in ENCODER_OPTIONS}
+    others = {name: value for name, value in loading.items() if name != "batch_tokens"}
+    return loading_for(bundle, others)
 
 
 def _default_sampling(bundle: Bundle) -> SamplingOptions:
     """What holds where a request says nothing: OpenAI's temperature of 1, or the bundle's own.
 
-    Raises UserError if generation_config.json has a value that no sampler takes.
+    Encoder-decoders have other defaults. Raises UserError if generation_config.json has a value
+    that no sampler takes.
     """
+    if has_sources(bundle):
+        return {}
     file = bundle.file("generation_config.json")
     config = json.loads(file.read_text("utf-8")) if file else {}
     given = {name: config[name] for name in _SAMPLING if config.get(name) is not None}

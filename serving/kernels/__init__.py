@@ -14,13 +14,19 @@ CHOICE = "EXPORT_LLM_KERNELS"
 
 
 def library() -> Path | None:
-    """The library to register with a session, or None where there is none that works here."""
-    return _built() if instruction_set() else None
+    """The library that decoders need, or None where there is none that works here."""
+    return _built("cpu") if instruction_set() else None
+
+
+def libraries() -> list[Path]:
+    """The libraries to register with a session: none where they don't work here."""
+    found = (_built(name) for name in ("cpu", "encoders")) if instruction_set() else ()
+    return [path for path in found if path is not None]
 
 
 def instruction_set() -> str | None:
     """The instruction set that the kernels use here, or None where they don't run."""
-    path = _built()
+    path = _built("cpu")
     if path is None or os.environ.get(CHOICE) == "none":
         return None
     read = ctypes.CDLL(str(path)).instruction_set
@@ -30,6 +36,6 @@ def instruction_set() -> str | None:
 
 
 @cache
-def _built() -> Path | None:
+def _built(name: str) -> Path | None:
     # It is no Python module: the name's end, a Python version, is that of the build alone.
-    return next(Path(__file__).parent.glob("cpu*.so"), None)
+    return next(Path(__file__).parent.glob(f"{name}*.so"), None)

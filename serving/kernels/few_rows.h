@@ -25,17 +25,18 @@ static inline Column column_of(const Weights *weights, int64_t column) {
                     weights->scales + index * blocks_of(weights)};
 }
 
-/* The zero points of blocks, in the lanes of their numbers. */
-ALWAYS_INLINE Floats zeros_of(const Weights *weights, int64_t column, int64_t block, int count,
-                              int run, int bits) {
-    /* AVX2's products want signed weights of 8 bits. */
-    const float shift = LANES == 8 && bits == 8 ? 128 : 0;
-    if (!weights->zero_points)
-        return floats_all((float)(1 << (bits - 1)) - shift);
-    float zeros[LANES];
-    for (int i = 0; i < count; i++)
-        zeros[i] = (float)zero_point(weights, column, block + i) - shift;
-    return count == 1 ? floats_all(zeros[0]) : floats_spread(zeros, count, run);
+/* What zero points are lower by in the products: AVX2's want signed weights of 8 bits. */
+static inline float shift_of(int bits) { return LANES == 8 && bits == 8 ? 128 : 0; }
+
+/* The zero points of blocks of FEW columns, in the lanes of their numbers. */
+static NEVER_INLINE void read_zeros(const Weights *weights, const Column *columns, int64_t block,
+                                    int count, int run, int bits, Floats *zeros) {
+    for (int c = 0; c < FEW; c++) {
+        float points[LANES];
+        for (int i = 0; i < count; i++)
+            points[i] = (float)zero_point(weights, columns[c].index, block + i) - shift_of(bits);
+        zeros[c] = floats_spread(points, count, run);
+    }
 }
 
 /* Products with weights of 8 bits. */
@@ -65,10 +66,12 @@ ALWAYS_INLINE void sum_activations(const Product *product, int64_t row, int rows
 
 /* Add products of `rows` rows from `row` with FEW columns to totals [FEW][rows]: `units` vectors of
  * weights from number `start` on, which share the rows' scale, and whose activations have these
- * `sums`. Weights share theirs too unless `is_spread`: then a vector holds more than one block. */
+ * `sums`. Weights share theirs too unless `is_spread`: then a vector holds more than one block.
+ * `zeros` [FEW] stay unless weights have zero points of their own. */
 ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
                                 const Column *columns, int64_t start, int64_t units, bool is_spread,
-                                const Floats *sums, Floats (*totals)[FEW], int bits) {
+                                const Floats *sums, Floats *zeros, Floats (*totals)[FEW],
+                                int bits) {
     const Weights *weights = &product->weights;
     const int64_t spans = spans_of(weights), unit = unit_of(bits);
     const int8_t *activations = product->rounded + row * spans * SPAN + start;
@@ -80,6 +83,8 @@ ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
     const int run = (int)(weights->block * bits / 32);
     const int count =
         is_spread ? (int)smaller_of(unit / weights->block, blocks_of(weights) - block) : 1;
+    if (weights->zero_points && is_spread)
+        read_zeros(weights, columns, block, count, run, bits, zeros);
     UNROLLED for (int c = 0; c < FEW; c++) {
         const uint8_t *from = columns[c].numbers + start * bits / 8;
         Integers products[FEW];
@@ -98,13 +103,25 @@ ALWAYS_INLINE void add_products(const Product *product, int64_t row, int rows,
                 }
             }
         }
-        const Floats zero = zeros_of(weights, columns[c].index, block, count, run, bits);
+        if (weights->zero_points && !is_spread)
+            zeros[c] =
+                floats_all((float)zero_point(weights, columns[c].index, block) - shift_of(bits));
         const Floats scale = is_spread ? floats_spread(columns[c].scales + block, count, run)
                                        : floats_all(columns[c].scales[block]);
         UNROLLED for (int r = 0; r < rows; r++) {
-            const Floats real = multiply_add(zero, sums[r], to_floats(products[r]));
+            const Floats real = multiply_add(zeros[c], sums[r], to_floats(products[r]));
             totals[c][r] = multiply_add(real, multiply(scale, scales[r]), totals[c][r]);
         }
+    }
+}
+
+/* Let columns have zeros behind their last `left` bytes of weights, which begin at byte `start`. */
+static NEVER_INLINE void pad_columns(Column *columns, int64_t start, int64_t left,
+                                     uint8_t (*padded)[VECTOR]) {
+    for (int c = 0; c < FEW; c++) {
+        memset(padded[c], 0, VECTOR);
+        memcpy(padded[c], columns[c].numbers + start, left);
+        columns[c].numbers = padded[c] - start;
     }
 }
 
@@ -121,21 +138,18 @@ ALWAYS_INLINE void multiply_some(const Product *product, int64_t row, int rows, 
     const int64_t unit = unit_of(bits), inputs = padded_inputs(weights);
     const int64_t units = units_of(weights, has_one, bits);
     Column columns[FEW];
-    Floats totals[FEW][FEW];
+    Floats totals[FEW][FEW], zeros[FEW];
+    uint8_t padded[FEW][VECTOR];
     UNROLLED for (int c = 0; c < FEW; c++) {
         columns[c] = column_of(weights, first + c);
+        zeros[c] = floats_all((float)(1 << (bits - 1)) - shift_of(bits));
         UNROLLED for (int r = 0; r < rows; r++) totals[c][r] = floats_all(0);
     }
-    int64_t start = 0;
-    for (; start + units * unit <= inputs; start += units * unit, sums += FEW)
-        add_products(product, row, rows, columns, start, units, is_spread, sums, totals, bits);
-    if (is_spread && start < inputs) {
-        uint8_t padded[FEW][VECTOR] = {0};
-        for (int c = 0; c < FEW; c++) {
-            memcpy(padded[c], columns[c].numbers + start * bits / 8, (inputs - start) * bits / 8);
-            columns[c].numbers = padded[c] - start * bits / 8;
-        }
-        add_products(product, row, rows, columns, start, 1, is_spread, sums, totals, bits);
+    for (int64_t start = 0; start < inputs; start += units * unit, sums += FEW) {
+        if (is_spread && start + unit > inputs)
+            pad_columns(columns, start * bits / 8, (inputs - start) * bits / 8, padded);
+        add_products(product, row, rows, columns, start, units, is_spread, sums, zeros, totals,
+                     bits);
     }
     const int64_t left = weights->outputs - first;
     UNROLLED for (int c = 0; c < FEW; c++) UNROLLED for (int r = 0; r < rows; r++) if (c < left)

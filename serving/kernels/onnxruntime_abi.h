@@ -32,7 +32,7 @@ typedef struct {
     const char *(*get_version)(void);
 } ApiBase;
 
-typedef enum { FLOAT = 1, UINT8 = 2, INT32 = 6, FLOAT16 = 10 } ElementType;
+typedef enum { FLOAT = 1, UINT8 = 2, INT32 = 6, BOOL = 9, FLOAT16 = 10 } ElementType;
 typedef enum { DEVICE_ALLOCATOR = 0, ARENA = 1 } AllocatorType;
 typedef enum { REQUIRED = 0, OPTIONAL = 1 } Characteristic;
 typedef enum { FAIL = 1, NOT_IMPLEMENTED = 9 } ErrorCode;
@@ -89,6 +89,7 @@ FUNCTION(91, Status *, kernel_output, KernelContext *context, size_t index, cons
          size_t count, Value **value)
 FUNCTION(93, void, release_status, Status *status)
 FUNCTION(99, void, release_tensor_info, TensorInfo *info)
+FUNCTION(101, void, release_domain, OpDomain *domain)
 FUNCTION(132, void, release_allocator, Allocator *allocator)
 FUNCTION(230, Status *, node_input_count, const KernelInfo *info, size_t *count)
 FUNCTION(237, Status *, has_entry, const SessionOptions *options, const char *key, int *has)

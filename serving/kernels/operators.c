@@ -1,15 +1,8 @@
-/* Registering the operators with an ONNX Runtime session.
- *
- * ONNX Runtime takes a registered kernel before its own of the same name and domain: graphs are the
- * same with and without this library.
- */
+/* What the operators here have in common. */
 #include "operators.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define EXPORTED __attribute__((visibility("default")))
 
 InstructionSet instruction_set_in_use(void) {
     const char *choice = getenv("EXPORT_LLM_KERNELS");
@@ -22,41 +15,9 @@ InstructionSet instruction_set_in_use(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : NONE;
 }
 
-/* The name of the instruction set in use, or NULL where the kernels have none for this processor.
- */
-EXPORTED const char *instruction_set(void) {
-    static const char *const names[] = {[NONE] = NULL, [AVX2] = "AVX2", [AVX512] = "AVX-512 VNNI"};
-    return names[instruction_set_in_use()];
-}
-
 static MemoryInfo *arena;
 
-/* What ONNX Runtime calls; the name is its own. */
-EXPORTED Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
-    const Api *api = base->get_api(VERSION_WITH_PARALLEL_FOR);
-    OpDomain *domain, *own_domain;
-    int is_float32 = 0, has_float32_cache = 0;
-    if (!arena)
-        TRY(cpu_memory_info(api)(ARENA, 0, &arena));
-    TRY(create_domain(api)("com.microsoft", &domain));
-    TRY(add_to_domain(api)(domain, &float_matmul_n_bits));
-    TRY(add_to_domain(api)(domain, &half_matmul_n_bits));
-    /* A registered operator hides ONNX Runtime's for other types. */
-    TRY(has_entry(api)(options, "export_llm.float32", &is_float32));
-    if (is_float32) {
-        TRY(add_to_domain(api)(domain, &fused_matmul));
-        TRY(add_to_domain(api)(domain, fast_gelu));
-    }
-    TRY(has_entry(api)(options, "export_llm.float32_cache", &has_float32_cache));
-    if (has_float32_cache)
-        TRY(add_to_domain(api)(domain, &group_query_attention));
-    TRY(add_domain(api)(options, domain));
-    /* Graphs have functions of these names: without the kernels, ONNX Runtime runs their bodies. */
-    TRY(create_domain(api)("export_llm", &own_domain));
-    TRY(add_to_domain(api)(own_domain, ge_glu));
-    TRY(add_to_domain(api)(own_domain, swi_glu));
-    return add_domain(api)(options, own_domain);
-}
+Status *find_arena(const Api *api) { return arena ? NULL : cpu_memory_info(api)(ARENA, 0, &arena); }
 
 static Status *data_and_type(const Api *api, const Value *value, const void **data,
                              ElementType *type) {
@@ -84,6 +45,35 @@ Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, co
     return is_constant && value ? data_and_type(api, value, data, type) : NULL;
 }
 
+static Status *shape_of(const Api *api, const Value *value, int64_t *sizes, size_t most,
+                        size_t *rank, ElementType *type) {
+    TensorInfo *info;
+    TRY(tensor_info(api)(value, &info));
+    Status *status = element_type(api)(info, type);
+    if (!status)
+        status = dimension_count(api)(info, rank);
+    if (!status && (*rank == 0 || *rank > most))
+        status = create_status(api)(FAIL, "a tensor has too few or too many dimensions");
+    if (!status)
+        status = dimensions(api)(info, sizes, *rank);
+    release_tensor_info(api)(info);
+    return status;
+}
+
+Status *constant_shape(const Api *api, const KernelInfo *info, size_t index, int64_t *sizes,
+                       size_t rank) {
+    const Value *value = NULL;
+    int is_constant = 0;
+    size_t found = 0;
+    ElementType type;
+    TRY(constant_input(api)(info, index, &is_constant, &value));
+    if (is_constant && value)
+        TRY(shape_of(api, value, sizes, rank, &found, &type));
+    return found == rank
+               ? NULL
+               : create_status(api)(FAIL, "a constant has too few or too many dimensions");
+}
+
 Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data) {
     size_t count;
     const Value *value = NULL;
@@ -97,18 +87,8 @@ Status *input_data(const Api *api, const KernelContext *context, size_t index, c
 Status *input_shape(const Api *api, const KernelContext *context, size_t index, int64_t *sizes,
                     size_t most, size_t *rank, ElementType *type) {
     const Value *value;
-    TensorInfo *info;
     TRY(kernel_input(api)(context, index, &value));
-    TRY(tensor_info(api)(value, &info));
-    Status *status = element_type(api)(info, type);
-    if (!status)
-        status = dimension_count(api)(info, rank);
-    if (!status && (*rank == 0 || *rank > most))
-        status = create_status(api)(FAIL, "a tensor has too few or too many dimensions");
-    if (!status)
-        status = dimensions(api)(info, sizes, *rank);
-    release_tensor_info(api)(info);
-    return status;
+    return shape_of(api, value, sizes, most, rank, type);
 }
 
 Status *output_data(const Api *api, KernelContext *context, size_t index, const int64_t *sizes,
@@ -142,6 +122,13 @@ Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes,
 void return_scratch(const Api *api, Scratch *scratch) {
     release_status(api)(deallocate(api)(scratch->allocator, scratch->memory));
     release_allocator(api)(scratch->allocator);
+}
+
+void keep_first(const Api *api, Status **kept, Status *status) {
+    Status *none = NULL;
+    if (status && !__atomic_compare_exchange_n(kept, &none, status, false, __ATOMIC_ACQ_REL,
+                                               __ATOMIC_ACQUIRE))
+        release_status(api)(status);
 }
 
 const char *on_the_cpu(const CustomOp *op) {

@@ -15,6 +15,13 @@
 
 extern const CustomOp float_matmul_n_bits, half_matmul_n_bits, fused_matmul, group_query_attention;
 extern const CustomOp *const fast_gelu, *const ge_glu, *const swi_glu;
+extern const CustomOp *const encoder_attention, *const packed_encoder_attention;
+
+/* Linear and IntegerLinear, with what may follow them. */
+Status *add_linear_operators(const Api *api, OpDomain *domain);
+
+/* Find ONNX Runtime's arena, which scratch is taken from; once before any kernel is made. */
+Status *find_arena(const Api *api);
 
 typedef enum { NONE, AVX2, AVX512 } InstructionSet;
 
@@ -24,6 +31,10 @@ InstructionSet instruction_set_in_use(void);
 /* A constant input's data and, unless NULL is given for it, its type; NULL where it isn't given. */
 Status *constant_tensor(const Api *api, const KernelInfo *info, size_t index, const void **data,
                         ElementType *type);
+
+/* A constant input's shape, which must have `rank` dimensions. */
+Status *constant_shape(const Api *api, const KernelInfo *info, size_t index, int64_t *sizes,
+                       size_t rank);
 
 /* An input's data, NULL where it isn't given. */
 Status *input_data(const Api *api, const KernelContext *context, size_t index, const void **data);
@@ -57,6 +68,9 @@ typedef struct {
 
 Status *take_scratch(const Api *api, const KernelContext *context, size_t bytes, Scratch *scratch);
 void return_scratch(const Api *api, Scratch *scratch);
+
+/* Keep the first failure of tasks that run at the same time. */
+void keep_first(const Api *api, Status **kept, Status *status);
 
 /* What all operators answer alike, and those of one output. */
 const char *on_the_cpu(const CustomOp *op);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "product.h"
-#include "vectors.h"
+#include "round_span.h"
 
 /* A tiled product has rows in groups of so many, the same 4 numbers of each side by side. */
 #ifdef KERNELS_AVX512
@@ -17,20 +17,6 @@
  * ones, but sums of two would overflow where AVX2 multiplies 8 bits with 8 bits. */
 static inline int offset_of(const Product *product) {
     return product->is_tiled && (LANES == 16 || product->weights.bits == 4) ? 128 : 0;
-}
-
-/* Round SPAN numbers to 8 bits, `offset` higher, and return their scale. */
-static inline float round_span(const float *numbers, int offset, int8_t *rounded) {
-    Floats most = floats_all(0);
-    for (int i = 0; i < SPAN; i += LANES)
-        most = larger(most, magnitude(floats_load(numbers + i)));
-    const float largest = largest_of(most);
-    const Floats factor = floats_all(largest > 0 ? 127 / largest : 0);
-    for (int i = 0; i < SPAN; i += LANES) {
-        const Integers nearest = to_integers(multiply(floats_load(numbers + i), factor));
-        narrow_store(rounded + i, add_all(nearest, offset));
-    }
-    return largest / 127;
 }
 
 /* Nibbles are unpacked to the even numbers of a run and then the odd ones: part runs of 8 alike. */

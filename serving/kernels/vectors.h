@@ -11,6 +11,7 @@
 #include "sizes.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define NEVER_INLINE __attribute__((noinline))
 #define UNROLLED _Pragma("GCC unroll 16")
 
 #ifdef KERNELS_AVX512

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from serving.bundle import open_bundle
+from serving.encoders.opening import choose_encoder_engine
 from serving.errors import UserError
-from serving.loading import choose_engine
+from serving.loading import DEFAULT_CAPACITY, choose_engine
+from serving.source_limits import choose_source_capacity, refuse_for_sources
+from serving.triton.encoders.tensors import MODULE as ENCODERS
+from serving.triton.encoders.tensors import encoder_role
 from serving.triton.repository import CONFIG, version_numbers
-from serving.triton.roles import ROLES, Role
-from serving.triton.settings import Settings
+from serving.triton.roles import ROLES, Role, model_py
+from serving.triton.settings import EncoderSettings, Settings
 from serving.triton.tensors import TensorSpec
 
 
@@ -95,23 +99,25 @@ def _version_problems(version: Path, config: Any) -> Iterator[str]:
         yield f"Version {version.name} has no model.py."
         return
     text = source.read_text("utf-8")
-    for role in ROLES:  # others' models are their own affair
-        if text == role.model_py:
-            yield from _tensor_problems(config, role)
-            try:
+    try:
+        if text == model_py(ENCODERS):
+            yield from _tensor_problems(config, _check_encoder(version, config))
+        for role in ROLES:  # others' models are their own affair
+            if text == role.model_py:
+                yield from _tensor_problems(config, role)
                 _check_bundle(version, config, role)
-            except UserError as error:
-                yield f"Version {version.name}: {error}"
+    except UserError as error:
+        yield f"Version {version.name}: {error}"
 
 
 def _tensor_problems(config: Any, role: Role) -> Iterator[str]:
     """What our model wants of the configuration and doesn't find."""
-    decoupled = config.model_transaction_policy.decoupled
-    if decoupled != role.decoupled or config.max_batch_size != 1:
+    decoupled, size = config.model_transaction_policy.decoupled, config.max_batch_size
+    if decoupled != role.decoupled or size < 1 or (size > 1 and not role.batches):
         wanted = str(role.decoupled).lower()
         yield (
-            f"{CONFIG} must have max_batch_size: 1 and model_transaction_policy {{ decoupled: "
-            f"{wanted} }}."
+            f"{CONFIG} must have max_batch_size: 1{' or more' if role.batches else ''} and "
+            f"model_transaction_policy {{ decoupled: {wanted} }}."
         )
     for kind, specs, given in (
         ("input", role.inputs, config.input),
@@ -133,15 +139,33 @@ def _agrees(spec: TensorSpec, declared: Any) -> bool:
     return (types[declared.data_type].name, tuple(declared.dims)) == (spec.data_type, spec.dims)
 
 
+def _check_encoder(version: Path, config: Any) -> Role:
+    """What a version's bundle makes of our model; raises UserError if it couldn't be opened."""
+    settings = EncoderSettings.from_parameters(_parameters(config))
+    bundle = open_bundle(version / "bundle", settings.verify, settings.key_file)
+    choose_encoder_engine(bundle, settings.target)
+    return encoder_role(bundle.manifest.require_encoder())
+
+
+def _parameters(config: Any) -> dict[str, str]:
+    return {name: value.string_value for name, value in config.parameters.items()}
+
+
 def _check_bundle(version: Path, config: Any, role: Role) -> None:
     """Raise UserError if our model couldn't open a version's bundle or adapters."""
     from serving.peft_adapter import read_adapter
 
-    parameters = {name: value.string_value for name, value in config.parameters.items()}
-    settings = Settings.from_parameters(parameters)
+    settings = Settings.from_parameters(_parameters(config))
     verify = settings.verify and role.has_engine  # the bundle is the same for all of an ensemble
     bundle = open_bundle(version / "bundle", verify, settings.key_file)
     choose_engine(bundle, settings.target)
+    source = bundle.manifest.graph.source
+    if choose_source_capacity(source, settings.source_capacity, DEFAULT_CAPACITY) is not None:
+        refuse_for_sources(
+            in_python=settings.runtime == "python" and settings.provider != "cuda",
+            has_draft=False,
+            keeps_prefixes=settings.prefix_rows > 0,
+        )
     adapters = version / "adapters"
     for adapter in adapters.iterdir() if adapters.is_dir() else ():
         read_adapter(adapter, bundle.manifest.graph.lora)

@@ -112,7 +112,7 @@ class InFlight(Closing):
         try:
             if engine is None:
                 raise UserError("The engine is being started again: try again in some seconds.")
-            request = read_request(tensors)
+            request = read_request(tensors, engine.model.completed)
             prompt_ids = engine.model.prompts.ids(request.prompt)
             answer = self._answer(engine.model, request, prompt_ids)
         except UserError as error:

@@ -4,46 +4,46 @@ import threading
 from typing import Any
 
 from serving.closing import Closing
+from serving.triton.instruments import PROMPT_TOKENS, Family, Instruments
 from serving.triton.record import Record
 from serving.worker.messages import Load
 
-_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
-_TOKEN_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 _FAMILIES = {
-    "requests": ("COUNTER", "serve_llm_requests_total", "Requests that have ended, by their end."),
-    "prompt_tokens": ("COUNTER", "serve_llm_prompt_tokens_total", "Tokens of prompts."),
-    "new_tokens": ("COUNTER", "serve_llm_generated_tokens_total", "Tokens generated."),
-    "looked_up": (
+    "prompt_tokens": PROMPT_TOKENS,
+    "new_tokens": Family("COUNTER", "serve_llm_generated_tokens_total", "Tokens generated."),
+    "looked_up": Family(
         "COUNTER",
         "serve_llm_cache_lookup_tokens_total",
         "Tokens of prompts that were looked up among earlier ones.",
     ),
-    "reused": (
+    "reused": Family(
         "COUNTER",
         "serve_llm_cache_hit_tokens_total",
         "Those of them whose keys and values were copied.",
     ),
-    "slots": ("GAUGE", "serve_llm_slots", "Slots for sequences."),
-    "slots_in_use": (
+    "slots": Family("GAUGE", "serve_llm_slots", "Slots for sequences."),
+    "slots_in_use": Family(
         "GAUGE",
         "serve_llm_slots_in_use",
         "Sequences that decode or run their prompt.",
     ),
-    "waiting": ("GAUGE", "serve_llm_queue_length", "Sequences that wait for a slot."),
-    "first_token": (
+    "waiting": Family("GAUGE", "serve_llm_queue_length", "Sequences that wait for a slot."),
+    "first_token": Family(
         "HISTOGRAM",
         "serve_llm_time_to_first_token_seconds",
         "Time from a request's arrival to its first token.",
+        _SECONDS,
     ),
-    "per_token": (
+    "per_token": Family(
         "HISTOGRAM",
         "serve_llm_time_per_output_token_seconds",
         "Mean time between two tokens of a request.",
+        _TOKEN_SECONDS,
     ),
 }
-_BUCKETS = {"first_token": _SECONDS, "per_token": _TOKEN_SECONDS}
-_ENDINGS = ("finished", "failed", "cancelled")
 
 
 class Metrics(Closing):
@@ -55,16 +55,7 @@ class Metrics(Closing):
     """
 
     def __init__(self, pb_utils: Any, labels: dict[str, str], slots: int) -> None:
-        self._families = {key: _family(pb_utils, key) for key in _FAMILIES}
-        self._metrics = {
-            key: family.Metric(labels=labels, **_buckets(key))
-            for key, family in self._families.items()
-            if key != "requests"
-        }
-        self._endings = {
-            ending: self._families["requests"].Metric(labels=labels | {"ending": ending})
-            for ending in _ENDINGS
-        }
+        self._metrics = Instruments(pb_utils, labels, _FAMILIES)
         self._metrics["slots"].set(slots)
         self._ended: list[Record] = []
         self._lock = threading.Lock()
@@ -92,26 +83,14 @@ class Metrics(Closing):
         self._reported = load
 
     def close(self) -> None:
-        """Take the metrics out of Triton, which happens where their objects end."""
-        self._metrics.clear()
-        self._endings.clear()
-        self._families.clear()
+        """Take the metrics out of Triton."""
+        self._metrics.close()
 
     def _report_request(self, record: Record) -> None:
-        self._endings[record.ending].increment(1)
+        self._metrics.count_requests(record.ending)
         self._metrics["prompt_tokens"].increment(record.prompt_tokens)
         self._metrics["new_tokens"].increment(record.new_tokens)
         if record.seconds_to_first_token is not None:
             self._metrics["first_token"].observe(record.seconds_to_first_token)
         if record.seconds_per_token is not None:
             self._metrics["per_token"].observe(record.seconds_per_token)
-
-
-def _family(pb_utils: Any, key: str) -> Any:
-    kind, name, description = _FAMILIES[key]
-    kinds = pb_utils.MetricFamily
-    return kinds(name=name, description=description, kind=getattr(kinds, kind))
-
-
-def _buckets(key: str) -> dict[str, list[float]]:
-    return {"buckets": _BUCKETS[key]} if key in _BUCKETS else {}

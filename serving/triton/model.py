@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from serving.triton.answers import Answer
     from serving.triton.in_flight import Responder
     from serving.triton.requests import Array, TritonRequest
-    from serving.triton.settings import Settings
+    from serving.triton.settings import Parameters, Settings
+
+Kind = TypeVar("Kind", bound="Parameters")
 
 # How often it is looked whether clients have gone away, and how often metrics are reported.
 CANCELLATION_SECONDS = 0.1
@@ -33,18 +35,15 @@ class TritonPythonModel:
         """Open the bundle beside this version's model.py, and run it once before it is ready."""
         from serving.triton.in_flight import InFlight
         from serving.triton.metrics import Metrics
+        from serving.triton.settings import Settings
 
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        labels = {
-            "model": args["model_name"],
-            "version": args["model_version"],
-            "instance": args["model_instance_name"],
-        }
         try:
-            settings = read_settings(config)
-            self._metrics = Metrics(pb_utils, labels, settings.slots)
-            open_model = partial(_open, version, settings, _instances(config))
+            settings = read_settings(config, Settings)
+            self._metrics = Metrics(pb_utils, instance_labels(args), settings.slots)
+            threads = instance_threads(config, settings.threads)
+            open_model = partial(_open, version, settings, threads)
             self._in_flight = InFlight(
                 open_model, self._metrics.record, settings.scheduling, self._answer
             )
@@ -137,30 +136,38 @@ class TritonResponder:
             self._sender.send(response, flags=flags)
 
 
-def read_settings(config: Mapping[str, Any]) -> "Settings":
+def read_settings(config: Mapping[str, Any], kind: type[Kind]) -> Kind:
     """The parameters in a model's config; raises UserError for those that can't be used."""
-    from serving.triton.settings import Settings
-
     parameters = config.get("parameters", {})
-    return Settings.from_parameters(
-        {name: value["string_value"] for name, value in parameters.items()}
-    )
+    return kind.from_parameters({name: value["string_value"] for name, value in parameters.items()})
 
 
-def _instances(config: Mapping[str, Any]) -> int:
-    return sum(group.get("count", 1) for group in config.get("instance_group", ()))
+def instance_labels(args: Mapping[str, str]) -> dict[str, str]:
+    """What tells an instance's metrics from others'."""
+    return {
+        "model": args["model_name"],
+        "version": args["model_version"],
+        "instance": args["model_instance_name"],
+    }
 
 
-def _open(version: Path, settings: "Settings", instances: int) -> "Model":
-    """Open a version's bundle and run it; of several instances each gets its share of cores."""
-    from serving.loading import load
+def instance_threads(config: Mapping[str, Any], threads: int | None) -> int | None:
+    """Threads of an engine: as many as are asked for, or else its share of the cores."""
     from serving.onnxruntime import physical_cores
+
+    instances: int = sum(group.get("count", 1) for group in config.get("instance_group", ()))
+    if threads is None and instances > 1:
+        return max(1, physical_cores() // instances)
+    return threads
+
+
+def _open(version: Path, settings: "Settings", threads: int | None) -> "Model":
+    """Open a version's bundle and run it."""
+    from serving.loading import load
 
     adapters = version / "adapters"
     named = {path.name: path for path in adapters.iterdir()} if adapters.is_dir() else {}
-    loading = settings.loading
-    if loading["threads"] is None and instances > 1:
-        loading["threads"] = max(1, physical_cores() // instances)
+    loading = settings.loading | {"threads": threads}
     model = load(version / "bundle", adapters=named, **loading)
     _warm_up(model)
     return model

@@ -11,14 +11,20 @@ from pathlib import Path
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UserError
 from serving.loading import choose_engine
-from serving.source_limits import NOT_SERVED
-from serving.triton.config import ModelConfig
+from serving.triton.config import DynamicBatching, ModelConfig
+from serving.triton.encoders.configuration import encoder_model
 from serving.triton.roles import ENGINE, SINGLE, STEPS, Role, ensemble_steps
-from serving.triton.settings import Settings
+from serving.triton.settings import EncoderSettings, Settings
 from serving.triton.tensors import INPUTS, OUTPUTS
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG = "config.pbtxt"
+
+_ENSEMBLE, _SINGLE = "an ensemble", "a single model that generates text"
+_REMEDIES = {
+    (_ENSEMBLE, _SINGLE): ", or add --ensemble",
+    (_SINGLE, _ENSEMBLE): ", or leave out --ensemble",
+}
 
 # Of our package a version doesn't need what serves in other ways.
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "http", "commands", "cli.py")
@@ -30,17 +36,19 @@ class Deployment:
 
     It is linked, or ``copies`` says that it is copied. ``adapters`` are directories of LoRA
     adapters by name; they are copied. ``versions`` is how many of the newest Triton serves. An
-    ensemble is four models, of which requests choose the one without a suffix.
+    ensemble is four models, of which requests choose the one without a suffix. ``settings`` are of
+    the bundle's kind. An encoder has ``batching``, but no adapters and no ensemble.
     """
 
     bundle: Path
     name: str
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings | EncoderSettings = field(default_factory=Settings)
     instances: int = 1
     versions: int = 1
     adapters: Mapping[str, Path] = field(default_factory=dict)
     copies: bool = False
     is_ensemble: bool = False
+    batching: DynamicBatching = field(default_factory=DynamicBatching)
 
 
 def write_version(deployment: Deployment, repository: Path) -> Path:
@@ -52,13 +60,10 @@ def write_version(deployment: Deployment, repository: Path) -> Path:
     _check_name(deployment.name)
     settings = deployment.settings
     bundle = open_bundle(deployment.bundle, settings.verify, settings.key_file)
-    if bundle.manifest.graph.source is not None:
-        raise UserError(NOT_SERVED)
-    if deployment.is_ensemble:
-        _check_ensemble(deployment, bundle)
-    _check_form(deployment, repository)
+    models = _models(deployment, bundle)
+    _check_form(models[-1][0], repository)
     try:
-        return _write(deployment, repository, _models(deployment, bundle))
+        return _write(deployment, repository, models)
     except OSError as error:
         raise UserError(
             f"The repository {str(repository)!r} can't be written ({error}): check its permissions "
@@ -74,6 +79,11 @@ def _check_name(name: str) -> None:
 
 
 def _check_ensemble(deployment: Deployment, bundle: Bundle) -> None:
+    if bundle.manifest.graph.source is not None:
+        raise UserError(
+            "An encoder-decoder's engine needs the tokenizer itself, for the languages that its "
+            "outputs begin with: leave --ensemble out."
+        )
     if bundle.file("tokenizer.json") is None:
         raise UserError(
             "This bundle has no tokenizer.json, so there is nothing to do before and after its "
@@ -86,23 +96,37 @@ def _check_ensemble(deployment: Deployment, bundle: Bundle) -> None:
         )
 
 
-def _check_form(deployment: Deployment, repository: Path) -> None:
-    """Raise UserError if the name is that of a model of the other form."""
-    path = repository / deployment.name / CONFIG
+def _check_form(config: ModelConfig, repository: Path) -> None:
+    """Raise UserError if the name is that of a model of another form."""
+    path = repository / config.name / CONFIG
     if not path.is_file():
         return
-    is_ensemble = 'platform: "ensemble"' in path.read_text("utf-8")
-    if is_ensemble != deployment.is_ensemble:
-        form = "an ensemble" if is_ensemble else "a single model"
+    old, new = _form(path.read_text("utf-8")), _form(config.render())
+    if old != new:
         raise UserError(
-            f"{deployment.name!r} in {str(repository)!r} is {form}: choose another --name, or "
-            f"{'add' if is_ensemble else 'leave out'} --ensemble."
+            f"{config.name!r} in {str(repository)!r} is {old}, and this would be {new}: choose "
+            f"another --name{_REMEDIES.get((old, new), '')}."
         )
 
 
+def _form(config: str) -> str:
+    if 'platform: "ensemble"' in config:
+        return _ENSEMBLE
+    return _SINGLE if "decoupled: true" in config else "an encoder"
+
+
 def _models(deployment: Deployment, bundle: Bundle) -> list[tuple[ModelConfig, Role | None]]:
-    """The models to write: an ensemble, which has no role, is the last of them."""
+    """The models to write: an ensemble, which has no role, is the last of them.
+
+    Raises UserError for a bundle that can't be served, or not so.
+    """
     settings = deployment.settings
+    if isinstance(settings, EncoderSettings):
+        sizes = deployment.instances, deployment.versions
+        return [encoder_model(deployment.name, bundle, settings, deployment.batching, *sizes)]
+    if deployment.is_ensemble:
+        _check_ensemble(deployment, bundle)
+    settings = settings.for_bundle(bundle)
     engine = choose_engine(bundle, settings.target)
     on_gpu = settings.provider == "cuda" or engine.target != "onnxruntime"
     single = ModelConfig(

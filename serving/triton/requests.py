@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,16 @@ _OPTIONS = {
     "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
     "seed": "seed",
     "adapter": "adapter",
+    "source_language": "source_language",
+    "target_language": "target_language",
 }
 # Who sends one of these without a temperature wants to sample.
 _CHOOSING = ("top_k", "top_p", "min_p")
+
+_OF_BEAMS = ("length_penalty", "early_stopping")
 
 _GUIDES: dict[str, Callable[[str], Constraint]] = {
     "json": lambda _: Constraint.json_object(),
@@ -64,14 +69,27 @@ class TritonRequest:
     handover: str = ""
 
 
-def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
+class Complete(Protocol):
+    """Adds to the options that are given what a model's checkpoint wants; see Model.completed."""
+
+    def __call__(self, options: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+        """Return all."""
+        ...
+
+
+def read_request(tensors: Mapping[str, Array], complete: Complete) -> TritonRequest:
     """Read a request's tensors, of which any may be missing.
 
     Raises UserError for values that can't be used, or not together.
     """
     values = _Values(tensors)
-    beams = _beams(values)
     streams = values.flag("stream")
+    given = _given_beams(values)
+    searches = given.get("num_beams", 1) > 1
+    options = complete(_options(values, searches=searches) | given, stream=streams)
+    beams = _beams(options, num_return_sequences=given.get("num_beams", 1))
+    if beams is None and values.flag("return_log_probs"):
+        options["logprobs"] = 0
     if streams and beams is not None:
         raise UserError(
             "stream and beam_width above 1 exclude each other, as the best beam is known at the "
@@ -79,7 +97,7 @@ def read_request(tensors: Mapping[str, Array]) -> TritonRequest:
         )
     return TritonRequest(
         prompt=_prompt(values),
-        options=_options(values, searches=beams is not None),
+        options=cast(SequenceOptions, options),
         beams=beams,
         streams=streams,
         echoes=_echoes(values),
@@ -97,6 +115,14 @@ def read_prompt(tensors: Mapping[str, Array]) -> tuple[Prompt, bool]:
     """
     values = _Values(tensors)
     return _prompt(values), _echoes(values)
+
+
+def decoded(name: str, value: bytes) -> str:
+    """A string of the tensor ``name``; raises UserError if it isn't UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} isn't UTF-8 ({error}): encode it so.") from error
 
 
 class _Values:
@@ -128,10 +154,7 @@ class _Values:
 
     def _value(self, name: str, value: Any) -> Any:
         if isinstance(value, bytes):
-            try:
-                return value.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{name} isn't UTF-8 ({error}): encode it so.") from error
+            return decoded(name, value)
         if isinstance(value, np.floating):
             return float(str(value))  # 0.9 as the client wrote it, not its nearest float32
         return value.item() if isinstance(value, np.generic) else value
@@ -150,7 +173,7 @@ def _echoes(values: _Values) -> bool:
     return not values.flag("exclude_input_in_output", default=True)
 
 
-def _options(values: _Values, *, searches: bool) -> SequenceOptions:
+def _options(values: _Values, *, searches: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for tensor, option in _OPTIONS.items():
         if option in ("stop", "bad_words"):
@@ -168,20 +191,27 @@ def _options(values: _Values, *, searches: bool) -> SequenceOptions:
         options.setdefault("temperature", 1.0)
     if 0 < options.get("temperature", 0.0) < LEAST_TEMPERATURE:
         options["temperature"] = 0.0
-    if values.flag("return_log_probs") and not searches:
-        options["logprobs"] = 0
     if (constraint := _constraint(values)) is not None:
         options["constraint"] = constraint
-    return cast(SequenceOptions, options)
+    return options
 
 
-def _beams(values: _Values) -> BeamParameters | None:
-    width, penalty = values.get("beam_width"), values.get("length_penalty")
+def _given_beams(values: _Values) -> dict[str, Any]:
+    """What the request says of a search, as options of Model.generate."""
+    width = values.get("beam_width")
     if width is not None and width < 1:
         raise UserError(f"beam_width is {width}, but must be at least 1: raise it.")
-    if width is None or width == 1:
+    given = {"num_beams": width} | {name: values.get(name) for name in _OF_BEAMS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _beams(options: dict[str, Any], num_return_sequences: int) -> BeamParameters | None:
+    """Take out of the options what they say of a search; None if there shall be none."""
+    width = options.pop("num_beams", 1)
+    others = {name: options.pop(name) for name in _OF_BEAMS if name in options}
+    if width == 1:
         return None  # whatever length_penalty says: clients send one without beams, too
-    return BeamParameters(width, 1.0 if penalty is None else penalty, num_return_sequences=width)
+    return BeamParameters(width, **others, num_return_sequences=num_return_sequences)
 
 
 def _constraint(values: _Values) -> Constraint | None:

@@ -35,7 +35,7 @@ class Role:
 
     ``suffix`` follows on the ensemble's name, ``instances`` says what an instance is. Without
     ``has_engine`` it runs the tokenizer only. ``decoupled`` models send none, one or several
-    responses to a request.
+    responses to a request. Where it ``batches``, a request may be about several texts.
     """
 
     suffix: str
@@ -45,11 +45,17 @@ class Role:
     instances: str
     has_engine: bool = False
     decoupled: bool = True
+    batches: bool = False
 
     @property
     def model_py(self) -> str:
         """The file by which Triton finds the model."""
-        return _MODEL_PY.format(module=self.module)
+        return model_py(self.module)
+
+
+def model_py(module: str) -> str:
+    """The file by which Triton finds the model of a module."""
+    return _MODEL_PY.format(module=module)
 
 
 _PROMPT = (INPUT_IDS, HANDOVER)

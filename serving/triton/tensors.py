@@ -7,17 +7,23 @@ of one request in front: [1, ...].
 from dataclasses import dataclass
 from typing import Literal
 
-DataType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_UINT64", "TYPE_FP32", "TYPE_BOOL"]
+DataType = Literal[
+    "TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_UINT64", "TYPE_FP32", "TYPE_BOOL"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as config.pbtxt declares it; ``dims`` are those behind the batch, -1 any number."""
+    """A tensor as config.pbtxt declares it; ``dims`` are those behind the batch, -1 any number.
+
+    Requests may be batched in which an ``is_ragged`` one has different shapes.
+    """
 
     name: str
     data_type: DataType
     dims: tuple[int, ...] = (1,)
     optional: bool = True
+    is_ragged: bool = False
 
 
 TEXT_INPUT = TensorSpec("text_input", "TYPE_STRING")
@@ -40,9 +46,13 @@ PARAMETERS = (
     TensorSpec("repetition_penalty", "TYPE_FP32"),
     TensorSpec("presence_penalty", "TYPE_FP32"),
     TensorSpec("frequency_penalty", "TYPE_FP32"),
+    TensorSpec("no_repeat_ngram_size", "TYPE_INT32"),
     TensorSpec("seed", "TYPE_UINT64"),
     TensorSpec("beam_width", "TYPE_INT32"),
     TensorSpec("length_penalty", "TYPE_FP32"),
+    TensorSpec("early_stopping", "TYPE_BOOL"),
+    TensorSpec("source_language", "TYPE_STRING"),
+    TensorSpec("target_language", "TYPE_STRING"),
     TensorSpec("guided_decoding_guide_type", "TYPE_STRING"),
     TensorSpec("guided_decoding_guide", "TYPE_STRING"),
     TensorSpec("adapter", "TYPE_STRING"),

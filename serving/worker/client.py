@@ -11,20 +11,26 @@ from multiprocessing.process import BaseProcess
 from serving.beam_search import Found
 from serving.decoding import Failure, Token
 from serving.embedding import Embedded
+from serving.encoders.joining import Row
 from serving.engine import FloatArray
 from serving.errors import EngineError, UserError
 from serving.result import Generation
-from serving.scheduler import TOO_LATE, DeadlineError, Outcome
+from serving.scheduler import TOO_LATE, DeadlineError
 from serving.worker.messages import (
+    BatchProgress,
     Cancel,
     EmbedRequest,
+    Encoded,
+    EncodeRequest,
     Load,
     NotOpened,
     Opened,
     Progress,
     Request,
     Submit,
+    SubmitTexts,
     ToWorker,
+    WorkerEvent,
     WorkerOptions,
 )
 from serving.worker.pipe import Pipe
@@ -62,7 +68,7 @@ class WorkerClient:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._streams: dict[int, asyncio.Queue[Outcome]] = {}
+        self._streams: dict[int, asyncio.Queue[WorkerEvent]] = {}
         self._unfinished: set[int] = set()  # what the worker has to do
         self._indices = count()
         self._supervisor: asyncio.Task[None] | None = None
@@ -114,20 +120,27 @@ class WorkerClient:
         assert isinstance(outcome, Embedded)
         return outcome.vector
 
+    async def encode(self, request: EncodeRequest) -> list[Row]:
+        """Return what an encoder's graph gives for each text; raises as ``generate`` does."""
+        async with aclosing(self._outcomes(request)) as outcomes:
+            outcome = await anext(outcomes)
+        assert isinstance(outcome, Encoded)
+        return outcome.rows
+
     async def _outcomes(
-        self, request: Request | EmbedRequest
-    ) -> AsyncGenerator[Token | Embedded | Found]:
+        self, request: Request | EmbedRequest | EncodeRequest
+    ) -> AsyncGenerator[Token | Embedded | Found | Encoded]:
         if self.opened is None:
             raise WorkerLostError("The engine is being started again: try again in some seconds.")
         index = next(self._indices)
-        events: asyncio.Queue[Outcome] = asyncio.Queue()
+        events: asyncio.Queue[WorkerEvent] = asyncio.Queue()
         self._streams[index] = events
         deadline = None
         if request.seconds is not None:
             deadline = asyncio.get_running_loop().time() + request.seconds + GRACE
         try:
             self._unfinished.add(index)
-            self._send(Submit(index, request))
+            self._send(_submission(index, request))
             has_ended = False
             while not has_ended:
                 event = await _next_event(events, deadline)
@@ -189,7 +202,7 @@ class WorkerClient:
                             first.set_result(message)
                     case NotOpened():
                         reason = message.reason
-                    case Progress():
+                    case Progress() | BatchProgress():
                         self._deliver(message)
                 self._owes_answer, self._silent_looks = bool(self._unfinished), 0
         finally:
@@ -213,7 +226,7 @@ class WorkerClient:
         _log.error("the worker hangs and is killed")
         process.kill()
 
-    def _deliver(self, progress: Progress) -> None:
+    def _deliver(self, progress: Progress | BatchProgress) -> None:
         self.load = progress.load
         for event in progress.events:
             if _is_last(event):
@@ -247,7 +260,15 @@ class WorkerClient:
             self._pipe.send(message)
 
 
-async def _next_event(events: "asyncio.Queue[Outcome]", deadline: float | None) -> Outcome:
+def _submission(
+    index: int, request: Request | EmbedRequest | EncodeRequest
+) -> Submit | SubmitTexts:
+    if isinstance(request, EncodeRequest):
+        return SubmitTexts(index, request)
+    return Submit(index, request)
+
+
+async def _next_event(events: "asyncio.Queue[WorkerEvent]", deadline: float | None) -> WorkerEvent:
     """The next event of a stream; raises DeadlineError after ``deadline``, in the loop's time."""
     try:
         async with asyncio.timeout_at(deadline):
@@ -256,7 +277,7 @@ async def _next_event(events: "asyncio.Queue[Outcome]", deadline: float | None) 
         raise DeadlineError(TOO_LATE) from None
 
 
-def _is_last(event: Outcome) -> bool:
+def _is_last(event: WorkerEvent) -> bool:
     return not isinstance(event, Token) or event.finish_reason is not None
 
 

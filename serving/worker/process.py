@@ -3,9 +3,11 @@
 import signal
 from multiprocessing.connection import Connection
 
+from serving.encoders.model import EncoderModel
 from serving.errors import UserError
-from serving.loading import load
-from serving.source_limits import NOT_SERVED
+from serving.generation import Model
+from serving.opening import load
+from serving.worker.encoder_loop import EncoderLoop
 from serving.worker.loop import EngineLoop
 from serving.worker.messages import NotOpened, Opened, WorkerOptions
 
@@ -15,21 +17,43 @@ def work(options: WorkerOptions, server: Connection) -> None:
     # Ctrl-C reaches the whole process group; the server says when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        model = load(options.bundle, **options.loading)
+        model = _open(options)
     except UserError as error:
         server.send(NotOpened(str(error)))
         return
-    if model.is_encoder_decoder:
-        model.close()
-        server.send(NotOpened(NOT_SERVED))
+    if isinstance(model, EncoderModel):
+        _serve_encoder(model, server)
         return
     with model:
         scheduler = model.scheduler(
             target_latency=options.target_latency, queue_limit=options.queue_limit
         )
-        cache, engine = model.engine.cache, model.engine
-        server.send(Opened(model.slots, cache.capacity, engine.vocab_size, model.gives_embeddings))
+        cache = model.engine.cache
+        server.send(
+            Opened(
+                model.slots,
+                cache.capacity,
+                model.engine.vocab_size,
+                model.gives_embeddings,
+                cache.source.capacity if cache.source else None,
+            )
+        )
         try:
             EngineLoop(model, scheduler, server).run()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _open(options: WorkerOptions) -> Model | EncoderModel:
+    return load(options.bundle, **options.loading)
+
+
+def _serve_encoder(model: EncoderModel, server: Connection) -> None:
+    with model:
+        encoder = model.encoder
+        gives_embeddings = encoder.task == "embed"
+        server.send(Opened(0, encoder.max_length, encoder.vocab_size, gives_embeddings))
+        try:
+            EncoderLoop(model, server).run()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

@@ -21,6 +21,15 @@ from tests.edge.conftest import unpacked_package
 pytestmark = pytest.mark.xdist_group("edge")
 
 CONTEXT = 48
+OPTIONS = {
+    "temperature": 0.9,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "repetition_penalty": 1.1,
+    "max_new_tokens": 9,
+    "seed": 2**64 - 1,
+}
 PROMPTS = ("def main(", "import os", "    return ", "class A:\n")
 
 
@@ -37,6 +46,13 @@ def texts(trained_bundle: Path) -> dict[str, str]:
     with serving.load(trained_bundle, threads=1, capacity=CONTEXT) as model:
         most = {prompt: CONTEXT - len(model.encode(prompt)) for prompt in PROMPTS}
         return {p: model.generate(p, max_new_tokens=n).text for p, n in most.items()}
+
+
+@pytest.fixture(scope="module")
+def sampled(trained_bundle: Path) -> str:
+    """What it writes behind the first prompt with these options."""
+    with serving.load(trained_bundle, threads=1, capacity=CONTEXT) as model:
+        return model.generate(PROMPTS[0], **OPTIONS).text  # type: ignore[arg-type]
 
 
 class Service(NamedTuple):
@@ -86,7 +102,9 @@ def service(package: Path, states: socket.socket, tmp_path: Path) -> Iterator[Se
         process.kill()
 
 
-def test_text_comes_back_and_systemd_hears_of_it(service: Service, texts: dict[str, str]) -> None:
+def test_text_comes_back_and_systemd_hears_of_it(
+    service: Service, texts: dict[str, str], sampled: str
+) -> None:
     assert service.ask(PROMPTS[0]) == texts[PROMPTS[0]]
     service.wait_for("READY=1")
     for _ in range(3):  # idle too
@@ -95,7 +113,15 @@ def test_text_comes_back_and_systemd_hears_of_it(service: Service, texts: dict[s
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
         assert list(pool.map(service.ask, PROMPTS)) == [texts[prompt] for prompt in PROMPTS]
 
+    # A line of options is for the prompt behind it alone.
+    line = " ".join(f"{name}={value}" for name, value in OPTIONS.items())
+    assert service.ask(f"#!llm {line}\n{PROMPTS[0]}") == sampled
+    assert service.ask(f"#!llm\n{PROMPTS[0]}") == texts[PROMPTS[0]]
+
     # What one client does wrong is its own matter.
+    for wrong in ("heat=1", "top_k=-1", "top_p=2", "seed=1.5", "temperature=", "temperature=nan"):
+        assert service.ask(f"#!llm {wrong}\n{PROMPTS[0]}") == ""
+    assert service.ask(f"#!llm seed=1 {PROMPTS[0]}") == ""
     service.connect(PROMPTS[0]).close()
     assert service.ask("x = 1\n" * 100) == ""
     with pytest.raises(ConnectionError):

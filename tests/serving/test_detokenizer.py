@@ -1,7 +1,7 @@
 """The incremental detokeniser against the tokenizers library's own decode."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -117,8 +117,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return made
 
 
-def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    detokenizer = Detokenizer(Vocabulary(tokenizer))
+def pieces(tokenizer: Tokenizer, ids: Iterable[int], prompt: Sequence[int] = ()) -> list[str]:
+    vocabulary = Vocabulary(tokenizer)
+    detokenizer = Detokenizer(vocabulary, vocabulary.ending(prompt))
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
 
 
@@ -126,6 +127,23 @@ def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 def test_pieces_add_up_for_texts(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text).ids
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_goes_on_from_any_part_of_it(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    for cut in range(1, len(ids)):
+        prompt = tokenizer.decode(ids[:cut])
+        if not prompt.endswith(REPLACEMENT):  # within a character there is no text to go on from
+            rest = "".join(pieces(tokenizer, ids[cut:], ids[:cut]))
+            assert prompt + rest == tokenizer.decode(ids)
+
+
+def test_a_text_behind_a_special_token_begins_there() -> None:
+    tokenizer = sentencepiece_style()
+    ids = tokenizer.encode("Hello world").ids
+    beginning = tokenizer.token_to_id("<s>")
+    assert pieces(tokenizer, ids, [beginning]) == pieces(tokenizer, ids)
 
 
 def test_pieces_add_up_for_random_ids(tokenizer: Tokenizer) -> None:

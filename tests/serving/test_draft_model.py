@@ -1,10 +1,15 @@
 """The draft model's own cache: right whatever became of its drafts."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
+from serving.bundle import SpecialTokens
 from serving.decoding import Limits, Sequence
 from serving.draft_model import DraftModel
+from serving.generation import Model
 from serving.sampling import SamplingParameters
 from tests.serving.counting_engine import VOCAB, CountingEngine, continuation
 
@@ -76,3 +81,18 @@ def test_with_a_seed_a_draft_takes_no_random_numbers() -> None:
     sequence = make_sequence([5, 30, 9], SamplingParameters(temperature=1.0, seed=1))
     assert drafters.open(sequence).propose(5).probabilities is None
     assert sequence.random.random() == np.random.default_rng(1).random()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_model_without_numbers_changes_no_text(value: float, temperature: float) -> None:
+    class Broken(CountingEngine):
+        def step(self, *arguments: Any) -> Any:
+            return np.full_like(super().step(*arguments), value)
+
+    draft = Broken(slots=2, capacity=100)
+    model = Model(CountingEngine(slots=2, capacity=100), SpecialTokens(), draft=draft)
+    options = {"temperature": temperature, "top_k": 1, "speculation": "draft"}
+    result = model.generate([3, 1, 4], max_new_tokens=20, **options)  # type: ignore[arg-type]
+    assert draft.steps
+    assert result.token_ids == continuation([3, 1, 4], 20)

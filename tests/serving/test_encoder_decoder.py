@@ -138,8 +138,8 @@ def test_what_an_encoder_decoder_cannot_do(bundles: Bundles, bart: Model, tmp_pa
         bart.generate([7, 8], source_language="de_DE")
     with pytest.raises(UserError, match="no token for the language 'de_DE'"):
         bart.generate([7, 8], target_language="de_DE")
-    with pytest.raises(UserError, match="aren't served over a network"):
-        write_version(Deployment(path, "translator"), tmp_path)
+    with pytest.raises(UserError, match="leave --ensemble out"):
+        write_version(Deployment(path, "translator", is_ensemble=True), tmp_path)
     with pytest.raises(UserError, match="embed no text"):
         bart.embed([1, 2, 3])
     assert not bart.gives_embeddings

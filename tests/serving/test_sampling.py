@@ -173,8 +173,9 @@ def test_log_probs_of_equal_tokens_are_in_the_order_of_their_ids(top: int) -> No
     assert ours.chosen == pytest.approx(-math.log(10))
 
 
-def test_nan_is_an_error_and_not_a_token() -> None:
-    logits = np.float32([0, np.nan, 1])
+@pytest.mark.parametrize("overflow", [np.nan, np.inf])
+def test_an_overflow_is_an_error_and_not_a_token(overflow: float) -> None:
+    logits = np.float32([0, overflow, 1])
     for temperature in (0.0, 1.0):
         parameters = SamplingParameters(temperature=temperature)
         with pytest.raises(UserError, match="NaN"):

@@ -69,6 +69,22 @@ def test_a_cut_source_keeps_its_ending() -> None:
     assert cut.tolist() == expected
 
 
+def test_a_word_is_no_language() -> None:
+    tokenizer = made(MBart50Tokenizer, src_lang="en_XX", tgt_lang="ro_RO")
+    sources = SourcePrompts(prompts_of(tokenizer), SpecialTokens(decoder_start=2), 5)
+    assert tokenizer.backend_tokenizer.token_to_id("▁hello") is not None  # type: ignore[attr-defined]
+    with pytest.raises(
+        UserError, match="no token for the language '▁hello': this model knows af_ZA"
+    ):
+        sources.beginning(None, "▁hello")
+
+
+def test_a_source_of_nothing_but_endings_is_cut_too() -> None:
+    sources = SourcePrompts(PromptEncoder(50), SpecialTokens(eos=(2,)), 4)
+    assert sources.source([2] * 9, "truncate").tolist() == [2] * 4
+    assert sources.source([5, 6, 7, 8, 9, 2, 2], "truncate").tolist() == [5, 6, 2, 2]
+
+
 def test_a_decoder_prompt_comes_behind_what_is_forced() -> None:
     sources = SourcePrompts(PromptEncoder(50), SpecialTokens(decoder_start=3, forced_bos=4), 8)
     start, forced = sources.beginning([7, 8], None)

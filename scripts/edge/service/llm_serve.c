@@ -1,12 +1,12 @@
-/* llm-serve BUNDLE CONTEXT [SOCKET]: a prompt comes in over a connection and ends where the client
- * shuts its side down; the text that follows goes out as it is generated, and the connection ends
- * with it. One at a time; others wait. The listening socket is systemd's, or made at SOCKET.
+/* llm-serve BUNDLE CONTEXT [SOCKET]: a prompt, maybe with options (request.h), comes in over a
+ * connection and ends where the client shuts its side down; the text that follows goes out as it is
+ * generated, and the connection ends with it. One at a time; others wait. The listening socket is
+ * systemd's, or made at SOCKET.
  *
  * All memory is allocated at the start. What goes wrong with one connection ends that one. */
 #define _GNU_SOURCE
 #include "activation.h"
-
-#include <llm_runtime.h>
+#include "request.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -28,7 +28,7 @@ typedef struct service {
     llm_session *session;
     llm_token *ids; /* [context] */
     size_t context;
-    char *prompt; /* [context * bytes_per_token] */
+    char *text; /* [context * bytes_per_token], what a client sent */
 } service;
 
 static volatile sig_atomic_t is_stopping;
@@ -43,14 +43,16 @@ static int complain(const char *what) {
     return 1;
 }
 
-/* Read until the client has sent all; returns how many bytes, or -1 if they don't come or don't
- * fit. */
-static ssize_t read_prompt(service *self, int connection) {
+/* Read until the client has sent all; returns how many bytes, or -1 if they don't come or don't fit
+ * with the 0 behind them. */
+static ssize_t read_text(service *self, int connection) {
     size_t capacity = self->context * bytes_per_token, length = 0;
     while (length < capacity) {
-        ssize_t count = recv(connection, self->prompt + length, capacity - length, 0);
-        if (count == 0)
+        ssize_t count = recv(connection, self->text + length, capacity - length, 0);
+        if (count == 0) {
+            self->text[length] = 0;
             return (ssize_t)length;
+        }
         if (count < 0 && errno != EINTR)
             return -1;
         length += count > 0 ? (size_t)count : 0;
@@ -71,15 +73,20 @@ static bool send_piece(const llm_piece *piece, void *user_data) {
 }
 
 static llm_status answer(service *self, int connection, llm_error *error) {
-    ssize_t length = read_prompt(self, connection);
+    ssize_t length = read_text(self, connection);
     size_t count, done = 0;
     if (length < 0) {
         strcpy(error->message, "A prompt was too long, or didn't come.");
         return LLM_NO_ROOM;
     }
+    request asked;
+    if (!request_read(self->text, (size_t)length, &asked)) {
+        strcpy(error->message, "A prompt's line of options has something else in it.");
+        return LLM_INVALID_ARGUMENT;
+    }
     llm_status status = llm_rollback(self->session, 0, error);
     if (!status)
-        status = llm_tokenize(self->model, self->prompt, (size_t)length, true, self->ids,
+        status = llm_tokenize(self->model, asked.prompt, asked.length, true, self->ids,
                               self->context, &count, error);
     for (; !status && done + chunk < count; done += chunk) {
         status = llm_prefill(self->session, self->ids + done, chunk, error);
@@ -87,14 +94,12 @@ static llm_status answer(service *self, int connection, llm_error *error) {
     }
     if (status)
         return status;
-    llm_generation generation = {
-        .size = sizeof generation,
-        .prompt = self->ids + done,
-        .prompt_count = count - done,
-        .on_piece = send_piece,
-        .user_data = &connection,
-    };
-    return llm_generate(self->session, &generation, NULL, error);
+    asked.generation.prompt = self->ids + done;
+    asked.generation.prompt_count = count - done;
+    asked.generation.sampling = &asked.sampling;
+    asked.generation.on_piece = send_piece;
+    asked.generation.user_data = &connection;
+    return llm_generate(self->session, &asked.generation, NULL, error);
 }
 
 static void serve(service *self, int listener) {
@@ -137,8 +142,8 @@ static llm_status open_service(service *self, const char *bundle, llm_error *err
     llm_session_options options = {
         .size = sizeof options, .capacity = self->context, .chunk = chunk};
     self->ids = malloc(self->context * sizeof *self->ids);
-    self->prompt = malloc(self->context * bytes_per_token);
-    if (!self->ids || !self->prompt) {
+    self->text = malloc(self->context * bytes_per_token);
+    if (!self->ids || !self->text) {
         strcpy(error->message, "There is too little memory for a prompt.");
         return LLM_OUT_OF_MEMORY;
     }
@@ -164,6 +169,6 @@ int main(int count, char **arguments) {
     llm_session_free(self.session);
     llm_model_close(self.model);
     free(self.ids);
-    free(self.prompt);
+    free(self.text);
     return status != LLM_OK;
 }

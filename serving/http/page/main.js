@@ -24,8 +24,8 @@ async function start() {
   showSettings(matchMedia("(min-width: 60rem)").matches);
   showMode();
   try {
-    models = await withApiKey(listModels);
-    if (!models.length) throw new ServerError("There is no model here that you may use.");
+    models = (await withApiKey(listModels)).filter(({ task }) => task === "text-generation");
+    if (!models.length) throw new ServerError("There is no model here that generates text for you.");
     model.replaceChildren(...models.map(({ id }) => new Option(id, id)));
     showModel();
   } catch (error) {

@@ -127,7 +127,8 @@ class ChatCompletion(TypedDict):
 class Model(TypedDict):
     """A model; ``created`` is in seconds since 1970, ``max_model_len`` in tokens, once loaded.
 
-    One without a chat template only takes completions.
+    An encoder-decoder reads sources of ``max_source_len`` tokens. One without a chat template only
+    takes completions. ``task`` is "text-generation" or an encoder's.
     """
 
     id: str
@@ -135,7 +136,9 @@ class Model(TypedDict):
     created: int
     owned_by: str
     max_model_len: int | None
+    max_source_len: int | None
     has_chat_template: bool
+    task: str
 
 
 class ModelList(TypedDict):
@@ -143,6 +146,13 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class TextToText(TypedDict):
+    """An output, under the names of both tasks."""
+
+    translation_text: str
+    summary_text: str
 
 
 class Status(TypedDict):
@@ -167,11 +177,17 @@ class ErrorDocument(TypedDict):
 
 
 class Embedding(TypedDict):
-    """A vector, as numbers or as base64 of little-endian float32."""
+    """A vector, as numbers or as base64 of little-endian float32.
+
+    Where an encoder was told what becomes of long inputs, it says in how many ``segments`` this one
+    ran, and whether it was ``truncated``.
+    """
 
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
+    segments: NotRequired[int]
+    truncated: NotRequired[bool]
 
 
 class EmbeddingUsage(TypedDict):

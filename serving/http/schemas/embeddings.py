@@ -5,22 +5,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from serving.embedding import Pooling
-from serving.http.schemas.common import Ignored, Positive, Schema
-from serving.http.schemas.prompts import Prompts, prompts_of
+from serving.http.schemas.common import MOST_TOKENS, Ignored, Positive, Schema
+from serving.http.schemas.prompts import Inputs, prompts_of
 
 
 class EmbeddingRequest(Schema):
     """Texts or token ids to embed."""
 
     model: str
-    input: Prompts
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
     user: Annotated[Any, Ignored] = None
 
     # Extensions.
     pooling: Pooling | None = None
-    context_overflow: Literal["refuse", "truncate"] | None = None
+    context_overflow: Literal["refuse", "truncate", "segments"] | None = None
+    overlap: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
 
     @property

@@ -17,7 +17,17 @@ Prompts = (
 )
 
 
-def prompts_of(given: Prompts) -> list[str | list[int]]:
+# What OpenAI's API takes of inputs to embed.
+MOST_INPUTS = 2048
+Inputs = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+    | TokenIdList
+    | Annotated[list[TokenIdList], Field(min_length=1, max_length=MOST_INPUTS)]
+)
+
+
+def prompts_of(given: Prompts | Inputs) -> list[str | list[int]]:
     """The prompts, each a text or token ids."""
     if isinstance(given, str):
         return [given]

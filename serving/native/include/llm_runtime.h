@@ -50,7 +50,7 @@ typedef enum llm_status {
     LLM_OUT_OF_MEMORY = 6,
     LLM_NO_ROOM = 7,       /* The tokens, or what is written, don't fit. */
     LLM_ENGINE_FAILED = 8, /* ONNX Runtime refused or failed; the message is its own. */
-    LLM_NOT_A_NUMBER = 9,  /* The engine returned NaN: its precision overflows. */
+    LLM_NOT_A_NUMBER = 9,  /* The engine returned NaN or infinity: its precision overflows. */
 } llm_status;
 
 /* What went wrong, in a sentence. Functions take a pointer to one, which may be NULL, and write it
@@ -143,7 +143,7 @@ typedef struct llm_session_options {
     size_t size;     /* sizeof(llm_session_options) */
     size_t capacity; /* Tokens that a row of the KV cache holds. 0: the model's most, up to 4096. */
     size_t rows;     /* Rows of the KV cache, for llm_session_step. 0: 1. */
-    size_t chunk;    /* Tokens of a prompt that run at once. 0: 512. */
+    size_t chunk;    /* Tokens of a prompt that run at once. 0: 192. */
 } llm_session_options;
 
 /* Allocate a text's KV cache and all else that its steps need. `options` may be NULL. The model
@@ -217,7 +217,8 @@ typedef struct llm_piece {
     llm_finish finish;
 } llm_piece;
 
-/* Gets each token; returns whether to go on. `piece` is valid during the call. */
+/* Gets each token; returns whether to go on. `piece` is valid during the call. No exception may
+ * leave it. */
 typedef bool (*llm_on_piece)(const llm_piece *piece, void *user_data);
 
 typedef struct llm_generation {

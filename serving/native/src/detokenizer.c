@@ -12,10 +12,6 @@ void detokenizer_begin(Detokenizer *detokenizer, const Tokenizer *tokenizer,
 
 void detokenizer_end(Detokenizer *detokenizer) { memory_free(&detokenizer->memory); }
 
-void detokenizer_restart(Detokenizer *detokenizer) {
-    detokenizer->window.count = detokenizer->given = detokenizer->given_characters = 0;
-}
-
 /* Decode all of the window but its first `from` tokens. */
 static llm_status decode_window(Detokenizer *detokenizer, size_t from, const char **text,
                                 size_t *size, llm_error *error) {
@@ -46,6 +42,36 @@ static void skip_given(const Detokenizer *detokenizer, const char **text, size_t
 
 static bool ends_with_replacement(const char *text, size_t size) {
     return size >= 3 && memcmp(text + size - 3, "\xef\xbf\xbd", 3) == 0;
+}
+
+/* How many of a prompt's last tokens are decoded together: one, or a run of bytes. */
+static size_t count_last(const Detokenizer *detokenizer, const llm_token *prompt, size_t count) {
+    size_t last = 0;
+    while (last < count && tokenizer_is_byte(detokenizer->tokenizer, prompt[count - 1 - last]))
+        last++;
+    return last || !count ? last : 1;
+}
+
+llm_status detokenizer_restart(Detokenizer *detokenizer, const llm_token *prompt, size_t count,
+                               llm_error *error) {
+    Buffer *window = &detokenizer->window;
+    const size_t last = count_last(detokenizer, prompt, count);
+    const char *text;
+    size_t size;
+    window->count = detokenizer->given = detokenizer->given_characters = 0;
+    if (last == 0 || tokenizer_is_silent(detokenizer->tokenizer, prompt[count - 1]))
+        return LLM_OK;
+    TRY(buffer_reserve(window, last, sizeof *prompt, &detokenizer->memory, error));
+    memcpy(window->items, prompt + count - last, last * sizeof *prompt);
+    window->count = last;
+    TRY(decode_window(detokenizer, 0, &text, &size, error));
+    if (ends_with_replacement(text, size)) {
+        window->count = 0;
+        return LLM_OK;
+    }
+    detokenizer->given = last;
+    detokenizer->given_characters = count_characters(text, size);
+    return LLM_OK;
 }
 
 llm_status detokenizer_push(Detokenizer *detokenizer, llm_token id, const char **text, size_t *size,

@@ -22,8 +22,11 @@ void detokenizer_begin(Detokenizer *detokenizer, const Tokenizer *tokenizer,
                        TokenizerScratch *scratch, const llm_allocator *allocator);
 void detokenizer_end(Detokenizer *detokenizer);
 
-/* Forget the sequence and begin another, with the memory that is there. */
-void detokenizer_restart(Detokenizer *detokenizer);
+/* Forget the sequence and begin another, with the memory that is there. Its text goes on from a
+ * prompt, unless that ends with a special token or within a character: a decoder may strip the
+ * space that a text begins with, and such a text doesn't begin there. */
+llm_status detokenizer_restart(Detokenizer *detokenizer, const llm_token *prompt, size_t count,
+                               llm_error *error);
 
 /* Add a token, and get the text that is now certain: maybe none. It lasts until the scratch is used
  * again. */

@@ -76,7 +76,7 @@ llm_status llm_generate(llm_session *session, const llm_generation *wish, llm_ge
     TRY(append_prompt(session, &given, error));
     if (given.has_seed)
         llm_session_seed(session, given.seed);
-    text_stream_restart(&session->stream);
+    TRY(text_stream_restart(&session->stream, session->tokens, session->length, error));
     const size_t room = session->cache.capacity - session->length;
     generation.most =
         given.max_new_tokens && given.max_new_tokens < room ? given.max_new_tokens : room;

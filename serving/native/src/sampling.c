@@ -197,10 +197,10 @@ llm_status sampler_choose(const Sampler *sampler, const float *logits, const llm
         scores = sampler->scores;
     }
     const size_t likeliest = index_of_highest(scores, sampler->vocab_size);
-    if (isnan(scores[likeliest]))
+    if (isnan(scores[likeliest]) || scores[likeliest] == INFINITY)
         return fail(error, LLM_NOT_A_NUMBER,
-                    "The engine returned NaN for this text, its precision overflows: export the "
-                    "model again in float32 or with --bf16.");
+                    "The engine returned NaN or infinity for this text, its precision overflows: "
+                    "export the model again in float32 or with --bf16.");
     if (sampling->temperature == 0) {
         *id = (llm_token)likeliest;
         return LLM_OK;

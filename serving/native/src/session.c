@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { DEFAULT_CAPACITY = 4096, DEFAULT_CHUNK = 512, MOST_ROWS = 1024 };
+enum { DEFAULT_CAPACITY = 4096, DEFAULT_CHUNK = 192, MOST_ROWS = 1024 };
 
 static llm_status choose_capacity(const Manifest *manifest, size_t wanted, size_t *capacity,
                                   llm_error *error) {
@@ -120,6 +120,7 @@ llm_status session_append_text(llm_session *session, const char *text, llm_error
 }
 
 llm_status session_run(llm_session *session, llm_error *error) {
+    const bool is_long = session->length - session->cached >= LONG_PROMPT;
     while (session->cached < session->length) {
         const size_t left = session->length - session->cached;
         const size_t count = left < session->chunk ? left : session->chunk;
@@ -132,6 +133,8 @@ llm_status session_run(llm_session *session, llm_error *error) {
             .past_lengths = &past,
             .positions = &last,
             .logits = session->logits,
+            /* Parts of one prompt share the memory. */
+            .gives_back = is_long && count == left,
         };
         TRY(steps_run(&session->steps, &step, error));
         session->cached += count;
@@ -196,7 +199,8 @@ llm_status llm_sample(llm_session *session, const llm_sampling *sampling, llm_to
 llm_status llm_session_step(llm_session *session, size_t first_row, size_t rows, size_t count,
                             const llm_token *ids, const int64_t *past_lengths, size_t picked,
                             const int64_t *positions, float *logits, llm_error *error) {
-    const Step step = {first_row, rows, count, picked, ids, past_lengths, positions, logits};
+    const Step step = {
+        first_row, rows, count, picked, ids, past_lengths, positions, logits, count >= LONG_PROMPT};
     return steps_run(&session->steps, &step, error);
 }
 

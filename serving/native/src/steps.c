@@ -4,9 +4,6 @@
 
 #include <string.h>
 
-/* After steps of so many tokens, memory that the graph's buffers took is given back. */
-enum { LONG_PROMPT = 32 };
-
 struct Binding {
     OrtIoBinding *io;
     /* Where a step of one token a row has its logits, if that is what is bound. */
@@ -193,9 +190,8 @@ llm_status steps_run(const Steps *steps, const Step *step, llm_error *error) {
         TRY(bind_step(steps, &bound, binding->io, error));
         binding->decodes_to = decodes ? step->logits : NULL;
     }
-    ORT(engine,
-        RunWithBinding(engine->session, step->count >= LONG_PROMPT ? engine->after_prompt : NULL,
-                       binding->io));
+    ORT(engine, RunWithBinding(engine->session, step->gives_back ? engine->after_prompt : NULL,
+                               binding->io));
     const size_t values = step->rows * step->picked * steps->vocab_size;
     if (steps->logits == FLOAT16)
         widen_float16(step->logits, values);

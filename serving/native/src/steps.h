@@ -15,11 +15,15 @@ typedef struct {
     int64_t *ids, *past_lengths, *positions;
 } Steps;
 
+/* After steps of so many tokens, memory that the graph's buffers took is given back. */
+enum { LONG_PROMPT = 32 };
+
 /* New tokens of a run of rows; see llm_session_step. */
 typedef struct {
     size_t first_row, rows, count, picked;
     const int64_t *ids, *past_lengths, *positions;
     float *logits;
+    bool gives_back; /* that memory */
 } Step;
 
 llm_status steps_create(const Engine *engine, const Manifest *manifest, const KVCache *cache,

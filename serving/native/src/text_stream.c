@@ -16,8 +16,7 @@ llm_status text_stream_create(const llm_model *model, TextStream *stream, llm_er
     /* A text of so many tokens makes all the room that others need. */
     for (llm_token id = 0; model->tokenizer && id < WINDOW; id++)
         TRY(text_stream_push(stream, id, id == WINDOW - 1, &text, &size, error));
-    text_stream_restart(stream);
-    return LLM_OK;
+    return text_stream_restart(stream, NULL, 0, error);
 }
 
 void text_stream_free(TextStream *stream) {
@@ -28,7 +27,12 @@ void text_stream_free(TextStream *stream) {
     memory_free(&stream->memory);
 }
 
-void text_stream_restart(TextStream *stream) { detokenizer_restart(&stream->detokenizer); }
+llm_status text_stream_restart(TextStream *stream, const llm_token *prompt, size_t count,
+                               llm_error *error) {
+    if (!stream->model->tokenizer)
+        return LLM_OK;
+    return detokenizer_restart(&stream->detokenizer, prompt, count, error);
+}
 
 llm_status text_stream_push(TextStream *stream, llm_token id, bool is_last, const char **text,
                             size_t *size, llm_error *error) {

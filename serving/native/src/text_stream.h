@@ -16,8 +16,9 @@ typedef struct {
 llm_status text_stream_create(const llm_model *model, TextStream *stream, llm_error *error);
 void text_stream_free(TextStream *stream);
 
-/* Begin another text. */
-void text_stream_restart(TextStream *stream);
+/* Begin another text, which goes on from a prompt. */
+llm_status text_stream_restart(TextStream *stream, const llm_token *prompt, size_t count,
+                               llm_error *error);
 
 /* The text that is certain with a token, and with the last one what was held back. It is ended by a
  * 0 and lasts until the next; without a tokenizer it is empty. */

@@ -21,7 +21,7 @@ static const char usage[] =
     "      --seed N              Make sampling repeatable.\n"
     "      --ignore-eos          Go on after end tokens.\n"
     "      --capacity N          Tokens of prompt and text together. [default: up to 4096]\n"
-    "      --chunk N             Tokens of a prompt that run at once. [default: 512]\n"
+    "      --chunk N             Tokens of a prompt that run at once. [default: 192]\n"
     "      --threads N           [default: the physical cores]\n"
     "      --provider NAME       cpu, cuda or tensorrt-rtx. [default: cpu]\n"
     "      --onnxruntime FILE    libonnxruntime.so [default: $LLM_ONNXRUNTIME_LIBRARY, or found]\n"

@@ -30,7 +30,7 @@ class Answers:
         if request.handover:
             prompt = Handover.read(request.handover)
             prompt.check_tokenizer(self._digest)
-        return EngineAnswer(request, len(prompt_ids), prompt, self._vocabulary)
+        return EngineAnswer(request, prompt_ids, prompt, self._vocabulary)
 
 
 class EngineAnswer(Answer):
@@ -40,11 +40,13 @@ class EngineAnswer(Answer):
     """
 
     def __init__(
-        self, request: TritonRequest, prompt_tokens: int, prompt: Handover, vocabulary: Vocabulary
+        self, request: TritonRequest, prompt_ids: IntArray, prompt: Handover, vocabulary: Vocabulary
     ) -> None:
-        super().__init__(request, prompt_tokens, "", has_texts=True)
+        super().__init__(request, len(prompt_ids), "", has_texts=True)
         self._prompt = prompt
-        self._window = TextWindow(vocabulary)
+        self._after = vocabulary.ending(prompt_ids)
+        self._after_length = len(vocabulary.decode(self._after))
+        self._window = TextWindow(vocabulary, self._after)
         self._prefix = prompt.prefix
 
     def add(self, token: Token) -> dict[str, Array] | None:
@@ -53,9 +55,11 @@ class EngineAnswer(Answer):
         return super().add(token)
 
     def _texts(self, sequences: Sequence[Generation]) -> dict[str, Array]:
-        context: Sequence[int] = ()
         if self._request.beams is not None:
-            spans = [Span(len(beam.token_ids), 0, len(beam.text)) for beam in sequences]
+            context: Sequence[int] = self._after
+            spans = [
+                Span(len(beam.token_ids), self._after_length, len(beam.text)) for beam in sequences
+            ]
         else:
             (part,) = sequences
             context, span = self._window.take(len(part.token_ids), len(part.text))

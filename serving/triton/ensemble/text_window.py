@@ -18,15 +18,18 @@ class _Piece:
 class TextWindow:
     """The last tokens of a sequence whose text is sent in parts: those with text not sent yet.
 
+    The text goes on ``after`` some tokens, see Detokenizer.
+
     Before them stay the tokens of one piece of the detokenizer's more, because a decoder treats the
     first token that it is given differently. So a window doesn't grow with the answer, but only
     with what is held back: half characters, and what could be the beginning of a stop string.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, after: Sequence[int] = ()) -> None:
         self._vocabulary = vocabulary
-        self._detokenizer = Detokenizer(vocabulary)
-        self._pieces = deque([_Piece((), "")])  # all but the first one have text to send
+        self._detokenizer = Detokenizer(vocabulary, after)
+        # All but the first one have text to send.
+        self._pieces = deque([_Piece(after, vocabulary.decode(after))])
         self._sent = 0  # characters of the second one
         self._ids: list[int] = []  # those behind the last one
 

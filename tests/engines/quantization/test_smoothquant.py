@@ -94,15 +94,13 @@ def trained(trained_checkpoint: Path) -> Trained:
 
 
 class TestTrained:
-    def test_within_one_percent_and_better_than_one_alpha_for_all(
+    def test_within_one_percent_and_better_than_without_smoothing(
         self, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         divergences = []
-        everything = (smoothquant.ALPHAS, smoothquant.RANGES)
-        for alphas, ranges in (everything, ((0.5,), (1.0,)), ((), (1.0,))):
+        monkeypatch.setattr(smoothquant, "LARGEST_ERROR", np.inf)
+        for alphas in (smoothquant.ALPHAS, ()):
             monkeypatch.setattr(smoothquant, "ALPHAS", alphas)
-            monkeypatch.setattr(smoothquant, "RANGES", ranges)
-            monkeypatch.setattr(smoothquant, "LARGEST_ERROR", np.inf)
             model = trained.graph.clone()
             quantize_w8a8(model, list(trained.calibration), tmp_path)
             lower_integer_matmul(model)
@@ -110,8 +108,8 @@ class TestTrained:
             quality = trained.quality(model, tmp_path)
             assert quality.perplexity_increase < 0.01
             divergences.append(quality.mean_kl)
-        chosen, paper, unsmoothed = divergences
-        assert chosen < paper < unsmoothed
+        smoothed, unsmoothed = divergences
+        assert smoothed < unsmoothed
 
     def test_an_int8_cache_is_within_half_a_percent(self, trained: Trained, tmp_path: Path) -> None:
         model = trained.graph.clone()

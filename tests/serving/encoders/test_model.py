@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForTokenClassification, AutoTokeniz
 
 import serving
 from serving.errors import UserError
+from tests.encoders import likeliest_spans
 
 Encoders = Callable[[str], Path]
 
@@ -157,32 +158,13 @@ def test_label_tokens_of_several_segments(encoder: Encoders) -> None:
 def test_answer(encoder: Encoders) -> None:
     folder = encoder("relative")
     question, context = "what is returned?", TEXTS[1]
-    tokens = AutoTokenizer.from_pretrained(folder / "checkpoint")(
-        question, context, return_tensors="pt"
-    )
-    from transformers import AutoModelForQuestionAnswering
-
-    reference = AutoModelForQuestionAnswering.from_pretrained(folder / "checkpoint").eval()
-    with torch.no_grad():
-        output = reference(**tokens)
-    inside = torch.tensor([each == 1 for each in tokens.encodings[0].sequence_ids])
-    start, end = (
-        logits[0].masked_fill(~inside, -torch.inf).softmax(0)
-        for logits in (output.start_logits, output.end_logits)
-    )
-    spans = {
-        (i, j): float(start[i] * end[j])
-        for i in range(len(start))
-        for j in range(i, min(i + 15, len(end)))
-    }
-    first, last = max(spans, key=spans.__getitem__)
-    offsets = tokens.encodings[0].offsets
+    ((first, last), score), *_ = likeliest_spans(folder / "checkpoint", question, context)
     with serving.load_encoder(folder / "bundle", threads=1) as model:
         answer = model.answer(question, context)
         parts = model.answer(question, LONG, context_overflow="segments", overlap=8)
-    assert (answer.start, answer.end) == (offsets[first][0], offsets[last][1])
+    assert (answer.start, answer.end) == (first, last)
     assert answer.text == context[answer.start : answer.end]
-    assert answer.score == pytest.approx(spans[first, last], rel=1e-4)
+    assert answer.score == pytest.approx(score, rel=1e-4)
     assert parts.segments > 1
     assert parts.text == LONG[parts.start : parts.end]
 

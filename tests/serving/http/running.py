@@ -20,6 +20,8 @@ from serving.http.state import ServerState
 from tests.serving.http.live_server import serving_at
 
 SECONDS = 30
+# Many workers, each of which imports ONNX Runtime, on few cores.
+STARTING_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def running(
     state = ServerState(models, limits or RequestLimits(), keys)
     options = check_listening("127.0.0.1", 0, keys=()).uvicorn_options(state.limits)
     with serving_at(create_app(state), options) as port:
-        until(lambda: state.is_ready or state.failure is not None)
+        until(lambda: state.is_ready or state.failure is not None, STARTING_SECONDS)
         assert state.failure is None, state.failure
         yield Running(f"http://127.0.0.1:{port}", state)
 

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ PAGES = ("README.md", "docs/http.md")
 
 
 @pytest.fixture(scope="module")
-def demo(trained_bundle: Path) -> Iterator[Running]:
-    with running({"demo": trained_bundle}, capacity=256) as server:
+def demo(trained_bundle: Path, encoder: Callable[[str], Path]) -> Iterator[Running]:
+    encoders = {"minilm": "sentences", "ner": "entities"}
+    bundles = {name: encoder(tiny) / "bundle" for name, tiny in encoders.items()}
+    with running({"demo": trained_bundle, **bundles}, capacity=256) as server:
         yield server
 
 
@@ -42,7 +44,7 @@ def test_curl(demo: Running, page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python(demo: Running, page: str) -> None:
-    for script in examples(page, r"^```python\n(from openai.*?)```", demo):
+    for script in examples(page, r"^```python\n(from (?:openai|huggingface_hub) .*?)```", demo):
         ended = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
         )

@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -39,7 +39,7 @@ CODE = "def f(x):\n    return x  # <script>window.hacked = 1</script>\n"
 
 
 class Server(ScriptedAnswers):
-    """The application at ``url`` with a model that chats and one that has no chat template."""
+    """The application at ``url`` with a model that chats, one without a template, an encoder."""
 
     url: str
 
@@ -62,7 +62,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, encoder: Callable[[str], Path]
+) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("bundles")
     graph = graph_info().model_copy(update={"max_length": CAPACITY}).model_dump()
     bundles = {name: make_bundle(directory / name, graph=graph) for name in ("chatty", "plain")}
@@ -70,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     del manifest["files"]["chat_template.jinja"]
     (bundles["plain"] / "bundle.json").write_text(json.dumps(manifest))
     (bundles["plain"] / "chat_template.jinja").unlink()
-    server = Server(bundles)
+    server = Server({"vectors": encoder("sentences") / "bundle", **bundles})
     with running_server(server) as server.url:
         while not server.state.is_ready:
             assert server.state.failure is None
@@ -96,6 +98,10 @@ def test_page_asks_its_own_server_only(page: ChatPage, server: Server) -> None:
     policy = httpx.get(server.url).headers["content-security-policy"].split("; ")
     assert {"default-src 'none'", "script-src 'self'", "style-src 'self'"} <= set(policy)
     assert "unsafe" not in " ".join(policy)
+
+
+def test_only_models_that_generate_can_be_chosen(page: ChatPage) -> None:
+    assert [each.text for each in page.elements("#model option")] == ["chatty", "plain"]
 
 
 def test_conversation_equals_the_api(page: ChatPage, server: Server) -> None:

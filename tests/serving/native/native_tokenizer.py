@@ -97,13 +97,13 @@ class NativeTokenizer:
         )
         return ctypes.string_at(text, size.value).decode()
 
-    def stream(self, ids: Sequence[int]) -> list[str]:
-        """The piece of text that each token adds, and what comes at the end."""
-        ends = (ctypes.c_size_t * (len(ids) + 1))()
-        out = ctypes.create_string_buffer(1024 * (len(ids) + 1))
+    def stream(self, ids: Sequence[int], prompt: int = 0) -> list[str]:
+        """The piece that each token adds behind the first ``prompt`` ones, and the end's."""
+        count = len(ids) - prompt + 1
+        ends, out = (ctypes.c_size_t * count)(), ctypes.create_string_buffer(1024 * count)
         self._call(
             "stream",
             *(self._pointer, (ctypes.c_int64 * len(ids))(*ids), ctypes.c_size_t(len(ids))),
-            *(out, ends, ctypes.byref(Allocator())),
+            *(ctypes.c_size_t(prompt), out, ends, ctypes.byref(Allocator())),
         )
         return [out.raw[start:end].decode() for start, end in pairwise([0, *ends])]

@@ -139,10 +139,13 @@ def test_the_same_tokens_of_the_same_logits(chooser: Chooser) -> None:
     assert len(chosen) > 4
 
 
-def test_not_a_number_is_no_token(chooser: Chooser) -> None:
+@pytest.mark.parametrize("overflow", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_overflow_is_no_token(chooser: Chooser, overflow: float, temperature: float) -> None:
     logits = np.zeros(chooser._sampler.vocab_size, np.float32)
-    logits[3] = np.nan
-    assert chooser.choose(logits, Sampling(), np.zeros(1, np.int64), 1) is None
+    logits[3] = overflow
+    sampling = Sampling(temperature=temperature)
+    assert chooser.choose(logits, sampling, np.zeros(1, np.int64), 1) is None
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])

@@ -75,6 +75,22 @@ def test_text_in_pieces(kind: str, texts: list[bytes], both: Callable[[str], Pai
         assert native.stream(ids) == [*pieces, detokenizer.finish()]
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama2", "llama2_metaspace", "gemma", "metaspace"])
+def test_text_that_goes_on_from_a_prompt(
+    kind: str, texts: list[bytes], both: Callable[[str], Pair]
+) -> None:
+    tokenizer, native = both(kind)
+    vocabulary = Vocabulary(tokenizer)
+    rng = random.Random(0)
+    sequences = [ids for ids in native.encode(texts[:60], special=True) if len(ids) > 1]
+    sequences += [[rng.randrange(2400) for _ in range(10)] for _ in range(60)]
+    for ids in sequences:
+        cut = rng.randrange(1, len(ids))
+        detokenizer = Detokenizer(vocabulary, vocabulary.ending(ids[:cut]))
+        pieces = [detokenizer.push(token) for token in ids[cut:]]
+        assert native.stream(ids, prompt=cut) == [*pieces, detokenizer.finish()]
+
+
 def test_the_tokenizer_of_the_small_checkpoints(
     texts: list[bytes], tokenizer_library: Path
 ) -> None:

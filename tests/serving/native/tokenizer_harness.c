@@ -49,13 +49,17 @@ llm_status harness_decode(Harness *harness, const llm_token *ids, size_t count, 
                             size, error);
 }
 
-/* The pieces of a sequence, those of each token and of the end, one behind the other in `out`. */
-llm_status harness_stream(Harness *harness, const llm_token *ids, size_t count, char *out,
-                          size_t *ends, const llm_allocator *allocator, llm_error *error) {
+/* The pieces of a sequence behind the first `prompt` of its tokens: those of each token and of the
+ * end, one behind the other in `out`. */
+llm_status harness_stream(Harness *harness, const llm_token *ids, size_t count, size_t prompt,
+                          char *out, size_t *ends, const llm_allocator *allocator,
+                          llm_error *error) {
     Detokenizer detokenizer;
-    llm_status status = LLM_OK;
     size_t used = 0;
     detokenizer_begin(&detokenizer, harness->tokenizer, &harness->scratch, allocator);
+    llm_status status = detokenizer_restart(&detokenizer, ids, prompt, error);
+    ids += prompt;
+    count -= prompt;
     for (size_t i = 0; i <= count && status == LLM_OK; i++) {
         const char *text;
         size_t size;
@@ -110,7 +114,7 @@ llm_status harness_fail(const char *json, size_t json_size, const char *text, si
     if (status == LLM_OK)
         status = harness_decode(harness, ids, id_end, true, &decoded, &length, NULL);
     if (status == LLM_OK)
-        status = harness_stream(harness, ids, id_end, out, ends, &allocator, NULL);
+        status = harness_stream(harness, ids, id_end, id_end > 1, out, ends, &allocator, NULL);
     harness_close(harness);
     free(ids);
     free(ends);

@@ -15,7 +15,7 @@ from tritonclient import grpc
 
 SECONDS = 60
 
-_TYPES = {"i": "INT32", "f": "FP32", "b": "BOOL", "u": "UINT64", "O": "BYTES"}
+_TYPES = {"i4": "INT32", "i8": "INT64", "f4": "FP32", "b1": "BOOL", "u8": "UINT64", "O": "BYTES"}
 _DTYPES = {int: np.int32, float: np.float32, bool: np.bool_, str: np.object_}
 
 
@@ -32,7 +32,7 @@ def infer_inputs(**values: Any) -> list[grpc.InferInput]:
     inputs = []
     for name, value in values.items():
         array = value if isinstance(value, np.ndarray) else _array(value)
-        tensor = grpc.InferInput(name, list(array.shape), _TYPES[array.dtype.kind])
+        tensor = grpc.InferInput(name, list(array.shape), _TYPES[array.dtype.str[1:]])
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     return inputs

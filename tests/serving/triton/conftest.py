@@ -6,23 +6,26 @@ pytest-xdist runs all of them, if each file says ``pytestmark = pytest.mark.xdis
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from scripts.triton_server.server import Server
 from serving.bundle import file_info
+from serving.triton.config import DynamicBatching
 from serving.triton.repository import Deployment, write_version
-from serving.triton.settings import Settings
+from serving.triton.settings import EncoderSettings, Settings
+from tests.encoders import encoder_fixture
 from tests.serving.test_detokenizer import sentencepiece_style
 from tests.serving.tiny_bundle import make_bundle
 from tests.serving.triton.live_server import running_triton
 
-# More tokens than any test waits for.
-ENDLESS = 20_000
+# More tokens than any test waits for; the tiny model generates thousands a second.
+ENDLESS = 200_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class Triton:
     def serve(self, bundle: Path, name: str, **settings: object) -> str:
         """Write a bundle into the repository, as a model or its next version, and load it."""
         write_version(Deployment(bundle, name, Settings.model_validate(settings)), self.repository)
+        self.load(name).raise_for_status()
+        return name
+
+    def serve_encoder(self, bundle: Path, name: str, **batching: Any) -> str:
+        """The same for an encoder's bundle."""
+        deployment = Deployment(
+            bundle, name, EncoderSettings(threads=1), batching=DynamicBatching(**batching)
+        )
+        write_version(deployment, self.repository)
         self.load(name).raise_for_status()
         return name
 
@@ -118,3 +130,9 @@ def endless(shared_triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> 
     graph = json.loads((make_bundle(directory / "short") / "bundle.json").read_text())["graph"]
     bundle = make_bundle(directory / "bundle", graph=graph | {"max_length": 2 * ENDLESS}, tokens={})
     return shared_triton.serve(bundle, "endless", capacity=2 * ENDLESS, slots=2, prefix_rows=0)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a name of tests.encoders to its folder of ``checkpoint`` and ``bundle``."""
+    return encoder_fixture(tmp_path_factory)

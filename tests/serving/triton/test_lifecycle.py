@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from scripts.triton_server.launch import Loading
+from serving.encryption import encrypt_bundle
 from serving.triton.repository import CONFIG, Deployment, write_version
 from serving.triton.settings import Settings
 from tests.serving.tiny_bundle import make_bundle
@@ -184,3 +185,13 @@ def test_a_repository_that_is_polled(tmp_path: Path) -> None:
         errors = [line for line in (tmp_path / "log").read_text().splitlines() if line[0:1] == "E"]
     # What Triton says where there is no GPU begins so, too.
     assert [line for line in errors if "two" in line] == []
+
+
+def test_an_encrypted_bundle(triton: Triton, tmp_path: Path) -> None:
+    plain, key = make_bundle(tmp_path / "plain"), tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text("5a" * 32)
+    encrypt_bundle(plain, tmp_path / "encrypted", key)
+    triton.serve(plain, "plain")
+    triton.serve(tmp_path / "encrypted", "encrypted", key_file=key)
+    assert answer(triton, "encrypted") == answer(triton, "plain")

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from serving import decoding
+from serving.beam_search import BeamParameters
 from serving.decoding import Limits, Token
 from serving.detokenizer import Vocabulary
 from serving.errors import UserError
@@ -17,7 +18,7 @@ from serving.sampling import SamplingParameters
 from serving.triton.answers import Answer
 from serving.triton.ensemble.engine_answers import EngineAnswer
 from serving.triton.ensemble.handover import Handover, tokenizer_digest
-from serving.triton.requests import Array, TritonRequest, read_request
+from serving.triton.requests import Array, TritonRequest
 from tests.serving.test_detokenizer import TEXTS, TOKENIZERS, byte_level
 
 PROMPT = np.array([1, 2, 3])
@@ -76,7 +77,7 @@ def test_each_part_has_the_text_of_the_single_model(tokenizer: Tokenizer, stream
         single = Answer(request, 3, "Echo: ", has_texts=True)
         expected = parts(single, tokens(vocabulary, case.ids, case.stops))
         prompt = Handover(tokenizer=digest, prefix="Echo: ")
-        answer = EngineAnswer(request, 3, prompt, vocabulary)
+        answer = EngineAnswer(request, PROMPT, prompt, vocabulary)
         given = parts(answer, tokens(vocabulary, case.ids, case.stops))
         texts = [message(one).texts(vocabulary, one["output_ids"][0].tolist()) for one in given]
         assert texts == [[text.decode() for text in one["text_output"][0]] for one in expected]
@@ -90,7 +91,7 @@ def test_what_travels_does_not_grow() -> None:
     vocabulary = Vocabulary(tokenizer)
     request = TritonRequest([1], {}, streams=True)
     for stops in ([], ["aaab"], ["zzz"]):
-        answer = EngineAnswer(request, 1, Handover(), vocabulary)
+        answer = EngineAnswer(request, PROMPT, Handover(), vocabulary)
         ids = tokenizer.encode("a").ids * 2000
         contexts = [message(one).context for one in parts(answer, tokens(vocabulary, ids, stops))]
         assert 0 < max(map(len, contexts)) < 6
@@ -99,8 +100,8 @@ def test_what_travels_does_not_grow() -> None:
 def test_beams_have_a_text_each() -> None:
     tokenizer = byte_level()
     vocabulary = Vocabulary(tokenizer)
-    width = {"beam_width": np.array([[2]]), "input_ids": np.array([[1]])}
-    answer = EngineAnswer(read_request(width), 1, Handover(prefix="> "), vocabulary)
+    request = TritonRequest([1], {}, BeamParameters(2))
+    answer = EngineAnswer(request, PROMPT, Handover(prefix="> "), vocabulary)
     beams = [
         Generation(token_ids=tokenizer.encode(text).ids, text=text, score=-1.0)
         for text in ("héllo 😀", " no")

@@ -1,0 +1,1 @@
+"""Encoders in Triton: requests that it gathers, run together."""
