@@ -192,7 +192,10 @@ def main() -> None:
             flush=True,
         )
     results = read_results()
-    write_table([results[t] for t in registered if t in results])
+    if missing := [t for t in registered if t not in results]:
+        print(f"{TABLE.name} wasn't written: {len(missing)} types weren't tried yet")
+        return
+    write_table([results[t] for t in registered])
 
 
 if __name__ == "__main__":
