@@ -77,12 +77,12 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_usage(trained: Running)
 
 def test_logprobs_have_the_form_of_chats(trained: Running, model: Model) -> None:
     ids = model.encode_chat(QUESTION)  # type: ignore[arg-type]
-    expected = model.generate(ids, max_new_tokens=8, logprobs=3)
+    expected = model.generate(ids, max_new_tokens=64, logprobs=3)
     assert expected.logprobs is not None
     options: dict[str, Any] = {
         "model": "trained",
         "messages": QUESTION,
-        "max_tokens": 8,
+        "max_tokens": 64,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": 3,
