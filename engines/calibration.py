@@ -236,8 +236,8 @@ def prefill_feeds(graph: ir.Model, window: Window) -> dict[str, npt.NDArray[Any]
     for value in graph.graph.inputs:
         if (nothing := without_adapter(value)) is not None:
             feeds[_name(value)] = nothing
-        elif value.name in source:
-            feeds[_name(value)] = source[value.name].astype(known_type(value).numpy())
+        elif _name(value) in source:
+            feeds[_name(value)] = source[_name(value)].astype(known_type(value).numpy())
         elif value.name not in feeds and not value.is_initializer():
             shape = (1, static_size(value, 1), tokens.shape[1], static_size(value, 3))
             feeds[_name(value)] = np.zeros(shape, known_type(value).numpy())

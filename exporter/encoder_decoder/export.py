@@ -48,7 +48,7 @@ def build_encoder_decoder(
             assert plan.max_source_length is not None
             with clock.stage("Checking range"):
                 islands = keep_pair_in_range(
-                    pair, plan.model, windows.calibration, plan.max_source_length, partial
+                    pair, plan.model, list(windows.calibration), plan.max_source_length, partial
                 )
         if plan.is_compressed:
             with clock.stage("Compressing"):
