@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from scripts.triton_server.server import Server
@@ -45,7 +46,15 @@ class Triton:
         return self.server.addresses.grpc
 
     def load(self, model: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/v2/repository/models/{model}/load", timeout=60)
+        url = f"{self.url}/v2/repository/models/{model}/load"
+        try:
+            return httpx.post(url, timeout=60)
+        except httpx.ReadTimeout:
+            # It gave up a process that was late to say that it lives, and waits for it to end: see
+            # "A load that never ends" in docs/triton.md.
+            processes = psutil.Process(self.server.pid).children(recursive=True)
+            max(processes, key=psutil.Process.create_time).kill()
+            return httpx.post(url, timeout=60)
 
     def unload(self, model: str, **parameters: bool) -> httpx.Response:
         url = f"{self.url}/v2/repository/models/{model}/unload"
