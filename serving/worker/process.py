@@ -1,6 +1,7 @@
 """The worker's process: opens the bundle, then runs its engine's loop for the server."""
 
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from serving.encoders.model import EncoderModel
@@ -38,10 +39,7 @@ def work(options: WorkerOptions, server: Connection) -> None:
                 cache.source.capacity if cache.source else None,
             )
         )
-        try:
-            EngineLoop(model, scheduler, server).run()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+        _run(EngineLoop(model, scheduler, server))
 
 
 def _open(options: WorkerOptions) -> Model | EncoderModel:
@@ -53,7 +51,10 @@ def _serve_encoder(model: EncoderModel, server: Connection) -> None:
         encoder = model.encoder
         gives_embeddings = encoder.task == "embed"
         server.send(Opened(0, encoder.max_length, encoder.vocab_size, gives_embeddings))
-        try:
-            EncoderLoop(model, server).run()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+        _run(EncoderLoop(model, server))
+
+
+def _run(loop: EngineLoop | EncoderLoop) -> None:
+    """Run a loop until the server closes its end of the pipe, or is gone."""
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        loop.run()
