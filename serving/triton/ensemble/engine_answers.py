@@ -45,7 +45,7 @@ class EngineAnswer(Answer):
         super().__init__(request, len(prompt_ids), "", has_texts=True)
         self._prompt = prompt
         self._after = vocabulary.ending(prompt_ids)
-        self._after_length = len(vocabulary.decode(self._after))
+        self._vocabulary = vocabulary
         self._window = TextWindow(vocabulary, self._after)
         self._prefix = prompt.prefix
 
@@ -57,9 +57,8 @@ class EngineAnswer(Answer):
     def _texts(self, sequences: Sequence[Generation]) -> dict[str, Array]:
         if self._request.beams is not None:
             context: Sequence[int] = self._after
-            spans = [
-                Span(len(beam.token_ids), self._after_length, len(beam.text)) for beam in sequences
-            ]
+            begin = len(self._vocabulary.decode(context))
+            spans = [Span(len(beam.token_ids), begin, len(beam.text)) for beam in sequences]
         else:
             (part,) = sequences
             context, span = self._window.take(len(part.token_ids), len(part.text))
